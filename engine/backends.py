@@ -1,0 +1,16 @@
+"""Backends by name."""
+
+from __future__ import annotations
+
+from vitrify.engine.errors import BackendError
+from vitrify.engine.ort import KernelMode, OrtCpuBackend
+from vitrify.engine.session import Backend
+
+__all__ = ["backend"]
+
+
+def backend(name: str = "cpu", *, kernels: KernelMode = "auto", threads: int | None = None) -> Backend:
+    """The backend called `name`. Raises BackendError listing those there are, or saying what must be installed."""
+    if name == "cpu":
+        return OrtCpuBackend(kernels=kernels, threads=threads)
+    raise BackendError(f"backend {name!r} is unknown; known: cpu")

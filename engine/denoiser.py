@@ -1,0 +1,229 @@
+"""The denoiser in segments: condition once per request, then embed → first → rest → finish in every step.
+
+The only file that knows what the segments are. Export verifies through it what the runtime will run.
+A segment's input is found by its name: fed by the caller, or the output of an earlier segment. What is
+known before the loop lies in one modulation table per loop segment, `[steps, batch, width]` float32;
+a step binds its rows of it without a copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from vitrify.engine.errors import BackendError, SpecError
+from vitrify.engine.session import Array, Backend, Plan, Session, SessionHolder, aligned_empty
+from vitrify.engine.specs import ComponentSpec, TensorSpec
+
+__all__ = ["CONDITION_ROWS", "LOOP_SEGMENTS", "MAX_CONDITION_ROWS", "SEGMENTS", "Denoiser", "DenoiserPlan"]
+
+LOOP_SEGMENTS = ("embed", "first", "rest", "finish")
+SEGMENTS = ("condition", *LOOP_SEGMENTS)
+CONDITION_ROWS = "condition_rows"
+MAX_CONDITION_ROWS = 64
+_IDLE_PLANS = 4
+
+
+class Denoiser:
+    """The opened segments of one component.
+
+    root: the artifact's folder, which the graphs' paths are relative to.
+    keep_loop, keep_condition: whether the sessions stay open between requests.
+    """
+
+    def __init__(
+        self, backend: Backend, root: Path, spec: ComponentSpec, *, keep_loop: bool = True, keep_condition: bool = True
+    ) -> None:
+        if tuple(spec.graphs) != SEGMENTS:
+            raise SpecError(f"component {spec.name!r} has graphs {list(spec.graphs)}, expected the segments {list(SEGMENTS)}")
+        self.spec = spec
+
+        def holder(segment: str, keep: bool) -> SessionHolder:
+            graph = spec.graphs[segment]
+            return SessionHolder(lambda: backend.open(root / graph.path, graph), keep)
+
+        self._condition = holder("condition", keep_condition)
+        self._loop = {segment: holder(segment, keep_loop) for segment in LOOP_SEGMENTS}
+        self._keep_loop = keep_loop
+        self._lock = threading.Lock()
+        self._idle: list[tuple[tuple[int, ...], DenoiserPlan]] = []
+
+    @contextlib.contextmanager
+    def plan(self, *, batch: int, image_tokens: int, text_tokens: int, steps: int) -> Iterator[DenoiserPlan]:
+        """A plan for one request: from the pool of idle ones where its dims fit, else a new one."""
+        key = (batch, image_tokens, text_tokens, steps)
+        with contextlib.ExitStack() as stack:
+            sessions = {name: stack.enter_context(holder.use()) for name, holder in self._loop.items()}
+            plan = self._take(key, sessions)
+            try:
+                yield plan
+            finally:
+                if self._keep_loop:
+                    with self._lock:
+                        self._idle.append((key, plan))
+                        del self._idle[:-_IDLE_PLANS]
+
+    def _take(self, key: tuple[int, ...], sessions: Mapping[str, Session]) -> DenoiserPlan:
+        with self._lock:
+            for position, (found, plan) in enumerate(self._idle):
+                if found == key:
+                    del self._idle[position]
+                    return plan
+        batch, image_tokens, text_tokens, steps = key
+        dims = {"batch": batch, "image_tokens": image_tokens, "text_tokens": text_tokens}
+        return DenoiserPlan(self.spec, self._condition, sessions, dims, steps)
+
+    @property
+    def open_segments(self) -> tuple[str, ...]:
+        """The segments whose sessions are open now, in running order."""
+        holders = {"condition": self._condition, **self._loop}
+        return tuple(name for name in SEGMENTS if holders[name].is_open)
+
+    def close(self) -> None:
+        """Close all sessions once nobody uses them."""
+        with self._lock:
+            self._idle.clear()
+        for holder in (self._condition, *self._loop.values()):
+            holder.close()
+
+
+class DenoiserPlan:
+    """All buffers of one lane: a lane is one denoiser call per step, over `batch` rows.
+
+    latents: [batch, image_tokens, channels] float32, the caller's to write.
+    noise_pred: [batch, image_tokens, out_channels] float32, written by `step`.
+    """
+
+    def __init__(
+        self, spec: ComponentSpec, condition: SessionHolder, loop: Mapping[str, Session], dims: Mapping[str, int], steps: int
+    ) -> None:
+        if steps < 1:
+            raise SpecError(f"steps: got {steps}, expected at least 1")
+        self.spec = spec
+        self.steps = steps
+        self.dims = dict(dims)
+        self._condition = condition
+        self._plans: dict[str, Plan] = {name: session.plan(dims) for name, session in loop.items()}
+        produced = {t.name: t for t in spec.graphs["condition"].outputs}
+        self._tables = {name: self._table(t) for name, t in produced.items() if t.shape[:1] == (CONDITION_ROWS,)}
+        self._held: dict[str, Array] = {}
+        self._rows: list[list[tuple[Plan, str, list[Array]]]] = []
+        self._wire(produced)
+        self.latents = self._plans["embed"].array(_only_input(spec, "embed", set(self._held) | set(self._tables)))
+        self.noise_pred = self._plans["finish"].array(spec.graphs["finish"].outputs[0].name)
+        for plan in self._plans.values():
+            plan.ready()
+
+    def _table(self, tensor: TensorSpec) -> Array:
+        width = tensor.shape[1]
+        if len(tensor.shape) != 2 or not isinstance(width, int):
+            raise SpecError(f"table {tensor.name!r} is {tensor}, expected [{CONDITION_ROWS}, width]")
+        return aligned_empty((self.steps, self.dims["batch"], width), tensor.dtype.numpy)
+
+    def _wire(self, produced: Mapping[str, TensorSpec]) -> None:
+        """Give equal names equal memory, and list what moves with the step."""
+        made: dict[str, Array] = {}
+        for segment in LOOP_SEGMENTS:
+            plan = self._plans[segment]
+            for tensor in self.spec.graphs[segment].inputs:
+                if tensor.name in self._tables:
+                    table = self._tables[tensor.name]
+                    self._rows.append([(plan, tensor.name, [table[i] for i in range(self.steps)])])
+                    plan.bind(tensor.name, table[0])
+                elif tensor.name in made:
+                    plan.bind(tensor.name, made[tensor.name])
+                elif tensor.name in self._held:
+                    plan.bind(tensor.name, self._held[tensor.name])
+                elif segment != "embed" or tensor.name in produced:
+                    self._held[tensor.name] = plan.array(tensor.name)
+            for tensor in self.spec.graphs[segment].outputs:
+                made[tensor.name] = plan.array(tensor.name)
+
+    def condition(self, request: Mapping[str, Array], rows: Mapping[str, Array]) -> None:
+        """Compute all that is known before the loop, for every step at once, and fill the loop's request inputs.
+
+        request: graph input name → array without a row per step, e.g. encoder_hidden_states
+            [batch, text_tokens, dim] float32, text_rotary [text_tokens, 2·dim] float32.
+        rows: graph input name → [steps, batch, …], e.g. timestep [steps, batch] float32.
+        Raises SpecError naming an input that is missing, unknown or of another shape.
+        """
+        graph = self.spec.graphs["condition"]
+        self._check_names(request, rows)
+        total = self.steps * self.dims["batch"]
+        flat = {name: np.ascontiguousarray(array).reshape(total, *array.shape[2:]) for name, array in rows.items()}
+        tables = {name: table.reshape(total, -1) for name, table in self._tables.items()}
+        with self._condition.use() as session:
+            for start in range(0, total, MAX_CONDITION_ROWS):
+                stop = min(start + MAX_CONDITION_ROWS, total)
+                plan = session.plan({**self.dims, CONDITION_ROWS: stop - start})
+                for tensor in graph.inputs:
+                    source = flat[tensor.name][start:stop] if tensor.name in flat else np.ascontiguousarray(request[tensor.name])
+                    plan.bind(tensor.name, source)
+                for tensor in graph.outputs:
+                    plan.bind(tensor.name, tables[tensor.name][start:stop] if tensor.name in tables else self._held[tensor.name])
+                plan.run()
+        made = {t.name for t in graph.outputs}
+        for name, array in self._held.items():
+            if name not in made:
+                if request[name].shape != array.shape or request[name].dtype != array.dtype:
+                    raise SpecError(
+                        f"{name!r}: got {request[name].dtype}{list(request[name].shape)}, expected {array.dtype}{list(array.shape)}"
+                    )
+                array[...] = request[name]
+
+    def _check_names(self, request: Mapping[str, Array], rows: Mapping[str, Array]) -> None:
+        graph = self.spec.graphs["condition"]
+        by_row = {t.name for t in graph.inputs if t.shape[:1] == (CONDITION_ROWS,)}
+        once = {t.name for t in graph.inputs} - by_row | (set(self._held) - {t.name for t in graph.outputs})
+        for kind, got, expected in (("rows", set(rows), by_row), ("request", set(request), once)):
+            if got != expected:
+                raise SpecError(
+                    f"{self.spec.name}: {kind} inputs missing {sorted(expected - got)}, unknown {sorted(got - expected)}; "
+                    f"expected {sorted(expected)}"
+                )
+        for name, array in rows.items():
+            if array.shape[:2] != (self.steps, self.dims["batch"]):
+                raise SpecError(f"{name!r}: got {list(array.shape)}, expected [steps={self.steps}, batch={self.dims['batch']}, …]")
+
+    def select(self, index: int) -> None:
+        """Point every segment at step `index`'s rows of its table."""
+        for row in self._rows:
+            for plan, name, steps in row:
+                plan.bind(name, steps[index])
+
+    def run(self, segment: str) -> None:
+        """Run one loop segment on the rows selected."""
+        self._plans[segment].run()
+
+    def step(self, index: int) -> Array:
+        """A computed step: `latents` in, `noise_pred` out. index: 0-based. Raises BackendError when an engine fails."""
+        if not 0 <= index < self.steps:
+            raise BackendError(f"step {index} is outside this plan's {self.steps} steps")
+        self.select(index)
+        for plan in self._plans.values():
+            plan.run()
+        return self.noise_pred
+
+    def array(self, segment: str, name: str) -> Array:
+        """The memory of a loop segment's input or output."""
+        return self._plans[segment].array(name)
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of all buffers of this plan, tables included, each counted once."""
+        arrays = [table for table in self._tables.values()]
+        for name, plan in self._plans.items():
+            graph = self.spec.graphs[name]
+            arrays += [plan.array(t.name) for t in (*graph.inputs, *graph.outputs) if t.name not in self._tables]
+        return sum({a.ctypes.data: a.nbytes for a in arrays}.values())
+
+
+def _only_input(spec: ComponentSpec, segment: str, known: set[str]) -> str:
+    names = [t.name for t in spec.graphs[segment].inputs if t.name not in known]
+    if len(names) != 1:
+        raise SpecError(f"{spec.name}: segment {segment!r} takes {names} from the latents, expected exactly one input")
+    return names[0]

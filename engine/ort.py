@@ -1,0 +1,167 @@
+"""ONNX Runtime on the CPU: the portable backend. Nothing else imports onnxruntime."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from vitrify.engine import native_library
+from vitrify.engine.dtypes import DType
+from vitrify.engine.errors import BackendError, SpecError
+from vitrify.engine.memory import release_free_memory
+from vitrify.engine.session import Array, Backend, Plan, Session, check_signature
+from vitrify.engine.specs import GraphSpec, TensorSpec
+
+__all__ = ["KernelMode", "OrtCpuBackend", "installed_flavour"]
+
+KernelMode = Literal["auto", "native", "portable"]
+
+_POOL_LOCK = threading.Lock()
+_DTYPE_OF_ORT = {dtype.ort: dtype for dtype in DType}
+
+
+def installed_flavour() -> str:
+    """The installed distribution, `onnxruntime` or `onnxruntime-gpu`.
+
+    Raises BackendError naming the commands when there is none, or when both share (and break) one directory.
+    """
+    found = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        found.append(name)
+    if not found:
+        raise BackendError(
+            "ONNX Runtime is not installed; run: pip install 'vitrify[cpu]' (CPU) or pip install 'vitrify[cuda]' (NVIDIA GPU)"
+        )
+    if len(found) > 1:
+        raise BackendError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; run: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then exactly one of: pip install 'vitrify[cpu]', pip install 'vitrify[cuda]'"
+        )
+    return found[0]
+
+
+def _import_onnxruntime() -> Any:
+    installed_flavour()
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(f"ONNX Runtime is installed but does not load: {error}; reinstall it: pip install 'vitrify[cpu]'") from error
+    return onnxruntime
+
+
+class OrtCpuBackend(Backend):
+    """Sessions on the CPU that share one thread pool.
+
+    kernels: "auto" runs our native kernels where the op library is installed, else the ops' bodies;
+        "native" insists (BackendError without the library); "portable" always runs the bodies.
+    threads: threads of a pool shared by every session of the process (None: one per physical core). ONNX Runtime
+        makes that pool once: a later backend that asks for another number is a BackendError.
+    """
+
+    name = "cpu"
+
+    def __init__(self, *, kernels: KernelMode = "auto", threads: int | None = None) -> None:
+        self._ort = _import_onnxruntime()
+        _ensure_pool(self._ort, threads)
+        library = native_library.path() if kernels != "portable" else None
+        if kernels == "native" and library is None:
+            raise BackendError(
+                "kernels='native' was asked for, but this installation has no op library; reinstall vitrify with a C++ compiler, "
+                "or use kernels='portable'"
+            )
+        self._library = library
+        self._native_ops = dict(native_library.ops()) if library is not None else {}
+
+    @property
+    def native_ops(self) -> Mapping[str, int]:
+        return self._native_ops
+
+    def open(self, path: Path, spec: GraphSpec) -> Session:
+        options = self._ort.SessionOptions()
+        options.use_per_session_threads = False
+        options.log_severity_level = 3
+        # Buffers are ours and sizes are known: an arena would only keep what conditioning or decoding once needed.
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = True
+        if self._library is not None:
+            options.register_custom_ops_library(str(self._library))
+        try:
+            session = self._ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise BackendError(f"{spec.path}: ONNX Runtime {self._ort.__version__} cannot open it: {str(error).strip()[:500]}") from error
+        release_free_memory()
+        return _OrtSession(session, spec)
+
+
+def _ensure_pool(ort: Any, threads: int | None) -> None:
+    """Make ONNX Runtime's process-wide pool, once; sessions with pools of their own would fight over the cores."""
+    with _POOL_LOCK:
+        made = getattr(ort, "_vitrify_pool_threads", None)
+        if made is None:
+            count = threads if threads is not None else (os.cpu_count() or 1)
+            if count < 1:
+                raise BackendError(f"threads: got {threads}, expected at least 1")
+            ort.set_global_thread_pool_sizes(count, 1)
+            ort._vitrify_pool_threads = count
+        elif threads is not None and threads != made:
+            raise BackendError(
+                f"threads={threads} was asked for, but this process already runs ONNX Runtime on {made}: "
+                "the pool is made once, by the first load(); pass the number there"
+            )
+
+
+class _OrtSession(Session):
+    def __init__(self, session: Any, spec: GraphSpec) -> None:
+        super().__init__(spec)
+        self._session: Any = session
+        if session.get_providers() != ["CPUExecutionProvider"]:
+            raise BackendError(f"{spec.path}: got providers {session.get_providers()}, expected the CPU")
+        check_signature(spec, _tensors(spec.path, session.get_inputs()), _tensors(spec.path, session.get_outputs()))
+
+    def plan(self, dims: Mapping[str, int]) -> Plan:
+        return _OrtPlan(self, dims)
+
+    @property
+    def raw(self) -> Any:
+        if self._session is None:
+            raise BackendError(f"{self.spec.path}: the session is closed")
+        return self._session
+
+    def close(self) -> None:
+        self._session = None
+        release_free_memory()
+
+
+class _OrtPlan(Plan):
+    def __init__(self, session: _OrtSession, dims: Mapping[str, int]) -> None:
+        super().__init__(session.spec, dims)
+        self._run = session.raw.run_with_iobinding
+        self._binding = session.raw.io_binding()
+        self._inputs = {t.name for t in session.spec.inputs}
+
+    def _bind(self, name: str, array: Array) -> None:
+        bind = self._binding.bind_input if name in self._inputs else self._binding.bind_output
+        bind(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
+
+    def run(self) -> None:
+        try:
+            self._run(self._binding)
+        except Exception as error:
+            raise BackendError(f"{self.spec.path} failed with dims {self.dims}: {str(error).strip()[:500]}") from error
+
+
+def _tensors(path: str, nodes: list[Any]) -> tuple[TensorSpec, ...]:
+    result = []
+    for node in nodes:
+        if node.type not in _DTYPE_OF_ORT:
+            raise SpecError(f"{path}: {node.name!r} has type {node.type}, which is unsupported")
+        result.append(TensorSpec(node.name, _DTYPE_OF_ORT[node.type], tuple(node.shape)))
+    return tuple(result)

@@ -1,0 +1,271 @@
+"""FLUX.1 (dev- and schnell-like): CLIP's pooled prompt, T5's prompt embedding, the double/single stream transformer, the VAE.
+
+Black Forest Labs, FLUX.1, 2024; module and input names are those of diffusers' FluxTransformer2DModel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from vitrify.engine.dtypes import DType
+from vitrify.engine.errors import CompileError
+from vitrify.engine.specs import Dim
+from vitrify.export.options import ExportOptions, Range
+from vitrify.export.recipe import Block, ComponentRecipe, GraphInput, Recipe, SegmentRecipe
+from vitrify.export.source import DiffusersFolder
+
+__all__ = ["PIPELINE_CLASSES", "recipe"]
+
+PIPELINE_CLASSES = ("FluxPipeline",)
+_COMPONENTS = {
+    "text_encoder": "CLIPTextModel",
+    "text_encoder_2": "T5EncoderModel",
+    "transformer": "FluxTransformer2DModel",
+    "vae": "AutoencoderKL",
+}
+_PACK = 2  # the pipeline packs 2 × 2 latent positions into one token
+_LATENTS_IN_SAMPLE = 128  # FluxPipeline's default picture is 128 latent positions wide
+_CONDITION_ROWS = 64
+_DECODED_AT_ONCE = 63  # diffusers' Upsample2D takes another path from 64 pictures on
+
+
+def recipe(source: DiffusersFolder, options: ExportOptions) -> Recipe:
+    """How `source` is traced under `options`. Reads configs only. Raises CompileError naming what does not fit."""
+    configs = {name: source.config(name) for name in _COMPONENTS}
+    for name, expected in _COMPONENTS.items():
+        got = source.class_name(name)
+        if got != expected:
+            raise CompileError(f"{name}: got {got}, expected {expected} in a {source.pipeline_class}")
+    if configs["transformer"].get("patch_size", 1) != 1:
+        raise CompileError(f"transformer: patch_size {configs['transformer']['patch_size']} is unsupported, expected 1")
+    dims = _dims(configs, options)
+    tokens = dims["text_tokens"]
+    defaults = {
+        "height": dims["height"].opt,
+        "width": dims["width"].opt,
+        "num_inference_steps": 28 if configs["transformer"].get("guidance_embeds") else 4,
+        "guidance_scale": 3.5,
+        "max_sequence_length": tokens.opt,
+    }
+    return Recipe(
+        family="flux",
+        pipeline_class=source.pipeline_class,
+        components=(
+            _clip(configs["text_encoder"]),
+            _t5(configs["text_encoder_2"]),
+            _transformer(configs["transformer"]),
+            _vae(configs["vae"]),
+        ),
+        dims=dims,
+        tokenizers=("tokenizer", "tokenizer_2"),
+        scheduler="scheduler",
+        defaults={**defaults, **options.defaults},
+    )
+
+
+def _dims(configs: Mapping[str, Mapping[str, Any]], options: ExportOptions) -> dict[str, Dim]:
+    scale = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    step = scale * _PACK
+    usual = _LATENTS_IN_SAMPLE * scale
+    sizes = {
+        name: (asked or Range(usual // 4, usual, usual * 2)).dim(name, step)
+        for name, asked in (("height", options.height), ("width", options.width))
+    }
+    batch = (options.batch or Range(1, 1, 4)).dim("batch")
+    longest = 512 if configs["transformer"].get("guidance_embeds") else 256
+    text = (options.max_sequence_length or Range(longest, longest, longest)).dim("text_tokens")
+
+    def tokens(pick: str) -> int:
+        return int(getattr(sizes["height"], pick) // step * (getattr(sizes["width"], pick) // step))
+
+    def latent(name: str, pixels: Dim) -> Dim:
+        return Dim(name, pixels.min // scale, pixels.opt // scale, pixels.max // scale, _PACK)
+
+    return {
+        **sizes,
+        "batch": batch,
+        "text_tokens": text,
+        "image_tokens": Dim("image_tokens", tokens("min"), tokens("opt"), tokens("max")),
+        "latent_h": latent("latent_h", sizes["height"]),
+        "latent_w": latent("latent_w", sizes["width"]),
+        "prompts": Dim("prompts", 1, 1, batch.max),
+        "images": Dim("images", 1, 1, min(batch.max, _DECODED_AT_ONCE)),
+        "condition_rows": Dim("condition_rows", 1, min(28 * batch.opt, _CONDITION_ROWS), _CONDITION_ROWS),
+    }
+
+
+class _Clip(nn.Module):
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = CLIPTextModel(CLIPTextConfig.from_dict(dict(config)))
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        pooled: torch.Tensor = self.model(input_ids, output_hidden_states=False).pooler_output
+        return pooled
+
+
+def _clip(config: Mapping[str, Any]) -> ComponentRecipe:
+    tokens, width = int(config["max_position_embeddings"]), int(config["hidden_size"])
+    return ComponentRecipe(
+        name="text_encoder",
+        class_name="CLIPTextModel",
+        config=config,
+        build=lambda: _Clip(config),
+        inputs=(GraphInput("input_ids", DType.INT64, ("prompts", tokens), upper=int(config["vocab_size"])),),
+        outputs=("pooled_projections",),
+        output_shapes=(("prompts", width),),
+        probe_dims=({"prompts": 2}, {"prompts": 3}),
+    )
+
+
+class _T5(nn.Module):
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = T5EncoderModel(T5Config.from_dict(dict(config)))
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        embeds: torch.Tensor = self.model(input_ids, output_hidden_states=False)[0]
+        return embeds
+
+
+def _t5(config: Mapping[str, Any]) -> ComponentRecipe:
+    return ComponentRecipe(
+        name="text_encoder_2",
+        class_name="T5EncoderModel",
+        config=config,
+        build=lambda: _T5(config),
+        inputs=(GraphInput("input_ids", DType.INT64, ("prompts", "text_tokens"), upper=int(config["vocab_size"])),),
+        outputs=("prompt_embeds",),
+        output_shapes=(("prompts", "text_tokens", int(config["d_model"])),),
+        probe_dims=({"prompts": 2, "text_tokens": 7}, {"prompts": 3, "text_tokens": 16}),
+        aliases={"shared.weight": "encoder.embed_tokens.weight", "encoder.embed_tokens.weight": "shared.weight"},
+    )
+
+
+class _GivenTables(nn.Module):
+    """Stands where FluxPosEmbed stood: what arrives as position ids are the rotary tables, cosines beside sines.
+
+    diffusers computes them in float64 inside the model, in every step; the runtime does so once per request.
+    """
+
+    def forward(self, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        width = tables.shape[-1] // 2
+        return tables[:, :width], tables[:, width:]
+
+
+class _Transformer(nn.Module):
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = FluxTransformer2DModel.from_config(dict(config))
+        self.model.pos_embed = _GivenTables()
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        pooled_projections: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        text_rotary: torch.Tensor,
+        image_rotary: torch.Tensor,
+        guidance: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        noise_pred: torch.Tensor = self.model(
+            hidden_states=latents,
+            encoder_hidden_states=encoder_hidden_states,
+            pooled_projections=pooled_projections,
+            timestep=timestep,
+            guidance=guidance,
+            txt_ids=text_rotary,
+            img_ids=image_rotary,
+            return_dict=False,
+        )[0]
+        return noise_pred
+
+
+def _transformer(config: Mapping[str, Any]) -> ComponentRecipe:
+    head_dim = int(config["attention_head_dim"])
+    channels = int(config["in_channels"])
+    f32 = DType.FLOAT32
+    inputs = [
+        GraphInput("latents", f32, ("batch", "image_tokens", channels), "latents"),
+        GraphInput("timestep", f32, ("batch",), "step"),
+        GraphInput("pooled_projections", f32, ("batch", int(config["pooled_projection_dim"]))),
+        GraphInput("encoder_hidden_states", f32, ("batch", "text_tokens", int(config["joint_attention_dim"]))),
+        GraphInput("text_rotary", f32, ("text_tokens", 2 * head_dim)),
+        GraphInput("image_rotary", f32, ("image_tokens", 2 * head_dim)),
+    ]
+    if config.get("guidance_embeds"):
+        inputs.append(GraphInput("guidance", f32, ("batch",)))
+    block_outputs = ("encoder_hidden_states", "hidden_states")
+    double = [Block(f"transformer_blocks.{i}", block_outputs) for i in range(int(config["num_layers"]))]
+    single = [Block(f"single_transformer_blocks.{i}", block_outputs) for i in range(int(config["num_single_layers"]))]
+    if len(double) + len(single) < 2:
+        raise CompileError(f"transformer: got {len(double) + len(single)} blocks, expected at least 2 (first | rest)")
+    out_channels = int(config.get("out_channels") or channels)
+    traced = ComponentRecipe(
+        name="transformer",
+        class_name="FluxTransformer2DModel",
+        config=config,
+        build=lambda: _Transformer(config),
+        inputs=tuple(inputs),
+        outputs=("noise_pred",),
+        output_shapes=(("batch", "image_tokens", out_channels),),
+        probe_dims=(
+            {"batch": 2, "image_tokens": 24, "text_tokens": 7},
+            {"batch": 3, "image_tokens": 35, "text_tokens": 16},
+        ),
+        segments=SegmentRecipe(
+            embed="x_embedder",
+            blocks=(*double, *single),
+            hidden="hidden_states",
+            marks=("time_text_embed", "context_embedder"),
+            token_dims=("image_tokens", "text_tokens"),
+        ),
+    )
+    return replace(traced, narrow=lambda: _transformer(_narrowed(config)))
+
+
+def _narrowed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same depth at a width of 32: enough to show the wiring, small enough for any machine."""
+    return {
+        **config,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "axes_dims_rope": [4, 6, 6],
+        "joint_attention_dim": 24,
+        "pooled_projection_dim": 20,
+    }
+
+
+class _Decoder(nn.Module):
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = AutoencoderKL.from_config(dict(config))
+        self.scaling_factor = float(config["scaling_factor"])
+        self.shift_factor = float(config.get("shift_factor") or 0.0)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        decoded: torch.Tensor = self.model.decode(latents / self.scaling_factor + self.shift_factor, return_dict=False)[0]
+        return (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def _vae(config: Mapping[str, Any]) -> ComponentRecipe:
+    channels = int(config["latent_channels"])
+    return ComponentRecipe(
+        name="vae",
+        class_name="AutoencoderKL",
+        config=config,
+        build=lambda: _Decoder(config),
+        inputs=(GraphInput("latents", DType.FLOAT32, ("images", channels, "latent_h", "latent_w"), "latents"),),
+        outputs=("image",),
+        output_shapes=(("images", "height", "width", int(config["out_channels"])),),
+        probe_dims=({"images": 2, "latent_h": 6, "latent_w": 8}, {"images": 3, "latent_h": 10, "latent_w": 4}),
+        trace_limits={"images": _DECODED_AT_ONCE},
+    )

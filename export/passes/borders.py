@@ -1,0 +1,27 @@
+"""Border marks become value names: the marked value keeps its label as its name, and the mark itself goes."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from vitrify.export.trace import BORDER
+
+__all__ = ["name_borders"]
+
+
+def name_borders(model: ir.Model) -> frozenset[str]:
+    """Rules: (1) a Border's input takes its label as name; (2) users of the Border read the input. Returns the labels."""
+    labels = set()
+    for node in list(model.graph):
+        if node.op_type != BORDER:
+            continue
+        source, marked = node.inputs[0], node.outputs[0]
+        assert source is not None
+        label = node.attributes["label"].as_string()
+        if source.shape is None:
+            source.shape = marked.shape
+        ir.convenience.replace_all_uses_with(marked, source)
+        model.graph.remove(node, safe=True)
+        source.name = label
+        labels.add(label)
+    return frozenset(labels)

@@ -1,0 +1,52 @@
+"""Parameters tied to the source's bytes: external data into the safetensors files, lifted to float32 where they are read.
+
+Rules: (1) a parameter keeps its name, shape and stored dtype; (2) a stored bf16 or fp16 is cast to float32 once, and
+its readers read that; (3) location, offset and length point into the file beside the graph: weights exist once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from vitrify.engine.dtypes import DType
+from vitrify.export.weights import TensorLocation
+
+__all__ = ["tie_parameters"]
+
+
+def tie_parameters(model: ir.Model, locations: Mapping[str, TensorLocation], folder: Path) -> int:
+    """Turn the parameters among `model`'s inputs into initializers of external data. folder: where graph and files lie.
+
+    Returns the bytes of weights that this graph reads.
+    """
+    total = 0
+    graph = model.graph
+    for value in [v for v in graph.inputs if v.name in locations]:
+        assert value.name is not None
+        place = locations[value.name]
+        graph.inputs.remove(value)
+        stored = ir.ExternalTensor(
+            location=place.file.name,
+            offset=place.offset,
+            length=place.nbytes,
+            dtype=ir.DataType(place.dtype.onnx),
+            shape=ir.Shape(list(place.shape)),
+            name=value.name,
+            base_dir=folder,
+        )
+        total += place.nbytes
+        readers = tuple(value.uses())
+        value.const_value = stored
+        value.dtype = ir.DataType(place.dtype.onnx)
+        graph.register_initializer(value)
+        if place.dtype is not DType.FLOAT32:
+            cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", DType.FLOAT32.onnx)], num_outputs=1)
+            lifted = cast.outputs[0]
+            lifted.name, lifted.dtype, lifted.shape = f"{value.name}.float32", ir.DataType.FLOAT, value.shape
+            graph.insert_before(graph[0], cast)
+            for use in readers:
+                use.node.replace_input_with(use.idx, lifted)
+    return total
