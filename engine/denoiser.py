@@ -111,7 +111,7 @@ class DenoiserPlan:
         produced = {t.name: t for t in spec.graphs["condition"].outputs}
         self._tables = {name: self._table(t) for name, t in produced.items() if t.shape[:1] == (CONDITION_ROWS,)}
         self._held: dict[str, Array] = {}
-        self._rows: list[list[tuple[Plan, str, list[Array]]]] = []
+        self._rows: list[tuple[Plan, str, list[Array]]] = []
         self._wire(produced)
         self.latents = self._plans["embed"].array(_only_input(spec, "embed", set(self._held) | set(self._tables)))
         self.noise_pred = self._plans["finish"].array(spec.graphs["finish"].outputs[0].name)
@@ -132,7 +132,7 @@ class DenoiserPlan:
             for tensor in self.spec.graphs[segment].inputs:
                 if tensor.name in self._tables:
                     table = self._tables[tensor.name]
-                    self._rows.append([(plan, tensor.name, [table[i] for i in range(self.steps)])])
+                    self._rows.append((plan, tensor.name, [table[i] for i in range(self.steps)]))
                     plan.bind(tensor.name, table[0])
                 elif tensor.name in made:
                     plan.bind(tensor.name, made[tensor.name])
@@ -191,9 +191,8 @@ class DenoiserPlan:
 
     def select(self, index: int) -> None:
         """Point every segment at step `index`'s rows of its table."""
-        for row in self._rows:
-            for plan, name, steps in row:
-                plan.bind(name, steps[index])
+        for plan, name, rows in self._rows:
+            plan.bind(name, rows[index])
 
     def run(self, segment: str) -> None:
         """Run one loop segment on the rows selected."""

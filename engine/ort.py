@@ -20,7 +20,6 @@ __all__ = ["KernelMode", "OrtCpuBackend", "installed_flavour"]
 
 KernelMode = Literal["auto", "native", "portable"]
 
-_POOL_LOCK = threading.Lock()
 _DTYPE_OF_ORT = {dtype.ort: dtype for dtype in DType}
 
 
@@ -62,7 +61,7 @@ class OrtCpuBackend(Backend):
 
     kernels: "auto" runs our native kernels where the op library is installed, else the ops' bodies;
         "native" insists (BackendError without the library); "portable" always runs the bodies.
-    threads: threads of a pool shared by every session of the process (None: one per physical core). ONNX Runtime
+    threads: threads of a pool shared by every session of the process (None: one per CPU that the process may use). ONNX Runtime
         makes that pool once: a later backend that asks for another number is a BackendError.
     """
 
@@ -70,7 +69,7 @@ class OrtCpuBackend(Backend):
 
     def __init__(self, *, kernels: KernelMode = "auto", threads: int | None = None) -> None:
         self._ort = _import_onnxruntime()
-        _ensure_pool(self._ort, threads)
+        _POOL.ensure(self._ort, threads)
         library = native_library.path() if kernels != "portable" else None
         if kernels == "native" and library is None:
             raise BackendError(
@@ -85,6 +84,15 @@ class OrtCpuBackend(Backend):
         return self._native_ops
 
     def open(self, path: Path, spec: GraphSpec) -> Session:
+        return self._open(os.fspath(path), spec, self._options())
+
+    def open_bytes(self, model: bytes, folder: Path, spec: GraphSpec) -> Session:
+        """Open a graph held in memory; its external data lies in `folder`."""
+        options = self._options()
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.fspath(folder))
+        return self._open(model, spec, options)
+
+    def _options(self) -> Any:
         options = self._ort.SessionOptions()
         options.use_per_session_threads = False
         options.log_severity_level = 3
@@ -93,29 +101,40 @@ class OrtCpuBackend(Backend):
         options.enable_mem_pattern = True
         if self._library is not None:
             options.register_custom_ops_library(str(self._library))
+        return options
+
+    def _open(self, model: str | bytes, spec: GraphSpec, options: Any) -> Session:
         try:
-            session = self._ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+            session = self._ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise BackendError(f"{spec.path}: ONNX Runtime {self._ort.__version__} cannot open it: {str(error).strip()[:500]}") from error
         release_free_memory()
         return _OrtSession(session, spec)
 
 
-def _ensure_pool(ort: Any, threads: int | None) -> None:
-    """Make ONNX Runtime's process-wide pool, once; sessions with pools of their own would fight over the cores."""
-    with _POOL_LOCK:
-        made = getattr(ort, "_vitrify_pool_threads", None)
-        if made is None:
-            count = threads if threads is not None else (os.cpu_count() or 1)
-            if count < 1:
-                raise BackendError(f"threads: got {threads}, expected at least 1")
-            ort.set_global_thread_pool_sizes(count, 1)
-            ort._vitrify_pool_threads = count
-        elif threads is not None and threads != made:
-            raise BackendError(
-                f"threads={threads} was asked for, but this process already runs ONNX Runtime on {made}: "
-                "the pool is made once, by the first load(); pass the number there"
-            )
+class _Pool:
+    """ONNX Runtime's thread pool: one for the process, made once; pools per session would fight over the cores."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads: int | None = None
+
+    def ensure(self, ort: Any, threads: int | None) -> None:
+        with self._lock:
+            if self._threads is None:
+                count = threads if threads is not None else len(os.sched_getaffinity(0))
+                if count < 1:
+                    raise BackendError(f"threads: got {threads}, expected at least 1")
+                ort.set_global_thread_pool_sizes(count, 1)
+                self._threads = count
+            elif threads is not None and threads != self._threads:
+                raise BackendError(
+                    f"threads={threads} was asked for, but this process already runs ONNX Runtime on {self._threads}: "
+                    "the pool is made once, by the first load(); pass the number there"
+                )
+
+
+_POOL = _Pool()
 
 
 class _OrtSession(Session):

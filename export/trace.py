@@ -20,7 +20,7 @@ import torch
 from onnxscript import values as onnxscript_values
 
 from vitrify.engine.errors import CompileError
-from vitrify.export.recipe import ComponentRecipe, SegmentRecipe
+from vitrify.export.recipe import Border, ComponentRecipe
 
 __all__ = ["BORDER", "OPSET", "TracedGraph", "meta_module", "trace"]
 
@@ -96,8 +96,7 @@ class _RealBuffers(torch.overrides.TorchFunctionMode):
 def trace(recipe: ComponentRecipe) -> TracedGraph:
     """Trace one component. Raises CompileError when PyTorch cannot trace or translate it."""
     module, buffers = meta_module(recipe)
-    if recipe.segments is not None:
-        _mark(module, recipe.segments, recipe.prefix)
+    _mark(module, recipe.borders, recipe.prefix)
     sizes = _example_sizes(recipe)
     example = tuple(
         torch.empty([sizes[d] if isinstance(d, str) else d for d in i.shape], dtype=getattr(torch, i.dtype.value), device="meta")
@@ -117,8 +116,9 @@ def trace(recipe: ComponentRecipe) -> TracedGraph:
     model = onnx_program.model
     parameters = _parameters_as_inputs(model, module, buffers, recipe.prefix)
     _name_dims(model, recipe)
-    for position, name in enumerate(recipe.outputs):
-        model.graph.outputs[position].name = name
+    for value, name, shape in zip(model.graph.outputs, recipe.outputs, recipe.output_shapes, strict=True):
+        value.name = name
+        value.shape = ir.Shape(list(shape))
     return TracedGraph(model, parameters)
 
 
@@ -128,22 +128,19 @@ def _example_sizes(recipe: ComponentRecipe) -> dict[str, int]:
     return {name: max(2, recipe.probe_dims[0][name]) for name in names}
 
 
-def _mark(module: torch.nn.Module, segments: SegmentRecipe, prefix: str) -> None:
-    def hook(labels: tuple[str, ...]) -> Any:
+def _mark(module: torch.nn.Module, borders: tuple[Border, ...], prefix: str) -> None:
+    def hook(labels: tuple[str | None, ...]) -> Any:
         def mark(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
-            if isinstance(output, torch.Tensor):
-                return _border(output, labels[0])
-            if len(output) != len(labels):
-                raise CompileError(f"{labels}: the block returned {len(output)} values")
-            return tuple(_border(value, label) for value, label in zip(output, labels, strict=True))
+            values = (output,) if isinstance(output, torch.Tensor) else output
+            if len(values) != len(labels):
+                raise CompileError(f"{labels}: the module returned {len(values)} values, the recipe names {len(labels)}")
+            marked = tuple(v if label is None else _border(v, label) for v, label in zip(values, labels, strict=True))
+            return marked[0] if isinstance(output, torch.Tensor) else marked
 
         return mark
 
-    for path in (segments.embed, *segments.marks):
-        module.get_submodule(prefix + path).register_forward_hook(hook((path,)))
-    for block in segments.blocks:
-        labels = tuple(f"{block.path}/{output}" for output in block.outputs)
-        module.get_submodule(prefix + block.path).register_forward_hook(hook(labels))
+    for border in borders:
+        module.get_submodule(prefix + border.path).register_forward_hook(hook(border.labels))
 
 
 def _translation() -> dict[Any, Any]:

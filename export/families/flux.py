@@ -17,13 +17,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from vitrify.engine.dtypes import DType
 from vitrify.engine.errors import CompileError
 from vitrify.engine.specs import Dim
+from vitrify.export.families import SourceConfigs
 from vitrify.export.options import ExportOptions, Range
-from vitrify.export.recipe import Block, ComponentRecipe, GraphInput, Recipe, SegmentRecipe
-from vitrify.export.source import DiffusersFolder
+from vitrify.export.recipe import Border, ComponentRecipe, GraphInput, Recipe, SegmentRecipe
 
-__all__ = ["PIPELINE_CLASSES", "recipe"]
+__all__ = ["recipe"]
 
-PIPELINE_CLASSES = ("FluxPipeline",)
 _COMPONENTS = {
     "text_encoder": "CLIPTextModel",
     "text_encoder_2": "T5EncoderModel",
@@ -36,7 +35,7 @@ _CONDITION_ROWS = 64
 _DECODED_AT_ONCE = 63  # diffusers' Upsample2D takes another path from 64 pictures on
 
 
-def recipe(source: DiffusersFolder, options: ExportOptions) -> Recipe:
+def recipe(source: SourceConfigs, options: ExportOptions) -> Recipe:
     """How `source` is traced under `options`. Reads configs only. Raises CompileError naming what does not fit."""
     configs = {name: source.config(name) for name in _COMPONENTS}
     for name, expected in _COMPONENTS.items():
@@ -64,14 +63,14 @@ def recipe(source: DiffusersFolder, options: ExportOptions) -> Recipe:
             _vae(configs["vae"]),
         ),
         dims=dims,
-        tokenizers=("tokenizer", "tokenizer_2"),
+        tokenizers={"tokenizer": int(configs["text_encoder"]["max_position_embeddings"]), "tokenizer_2": tokens.max},
         scheduler="scheduler",
         defaults={**defaults, **options.defaults},
     )
 
 
 def _dims(configs: Mapping[str, Mapping[str, Any]], options: ExportOptions) -> dict[str, Dim]:
-    scale = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    scale = _scale(configs["vae"])
     step = scale * _PACK
     usual = _LATENTS_IN_SAMPLE * scale
     sizes = {
@@ -99,6 +98,11 @@ def _dims(configs: Mapping[str, Mapping[str, Any]], options: ExportOptions) -> d
         "images": Dim("images", 1, 1, min(batch.max, _DECODED_AT_ONCE)),
         "condition_rows": Dim("condition_rows", 1, min(28 * batch.opt, _CONDITION_ROWS), _CONDITION_ROWS),
     }
+
+
+def _scale(vae: Mapping[str, Any]) -> int:
+    """Pixels per latent position."""
+    return int(2 ** (len(vae["block_out_channels"]) - 1))
 
 
 class _Clip(nn.Module):
@@ -136,7 +140,8 @@ class _T5(nn.Module):
 
 
 def _t5(config: Mapping[str, Any]) -> ComponentRecipe:
-    return ComponentRecipe(
+    blocks = tuple(Border(f"encoder.block.{i}", ("hidden_states", None, None)) for i in range(int(config["num_layers"])))
+    traced = ComponentRecipe(
         name="text_encoder_2",
         class_name="T5EncoderModel",
         config=config,
@@ -145,8 +150,10 @@ def _t5(config: Mapping[str, Any]) -> ComponentRecipe:
         outputs=("prompt_embeds",),
         output_shapes=(("prompts", "text_tokens", int(config["d_model"])),),
         probe_dims=({"prompts": 2, "text_tokens": 7}, {"prompts": 3, "text_tokens": 16}),
+        borders=blocks,
         aliases={"shared.weight": "encoder.embed_tokens.weight", "encoder.embed_tokens.weight": "shared.weight"},
     )
+    return replace(traced, narrow=lambda: _t5({**config, "d_model": 32, "d_kv": 16, "num_heads": 2, "d_ff": 48, "vocab_size": 100}))
 
 
 class _GivenTables(nn.Module):
@@ -203,11 +210,11 @@ def _transformer(config: Mapping[str, Any]) -> ComponentRecipe:
     ]
     if config.get("guidance_embeds"):
         inputs.append(GraphInput("guidance", f32, ("batch",)))
-    block_outputs = ("encoder_hidden_states", "hidden_states")
-    double = [Block(f"transformer_blocks.{i}", block_outputs) for i in range(int(config["num_layers"]))]
-    single = [Block(f"single_transformer_blocks.{i}", block_outputs) for i in range(int(config["num_single_layers"]))]
-    if len(double) + len(single) < 2:
-        raise CompileError(f"transformer: got {len(double) + len(single)} blocks, expected at least 2 (first | rest)")
+    returned = ("encoder_hidden_states", "hidden_states")
+    blocks = [Border(f"transformer_blocks.{i}", returned) for i in range(int(config["num_layers"]))]
+    blocks += [Border(f"single_transformer_blocks.{i}", returned) for i in range(int(config["num_single_layers"]))]
+    if len(blocks) < 2:
+        raise CompileError(f"transformer: got {len(blocks)} blocks, expected at least 2 (first | rest)")
     out_channels = int(config.get("out_channels") or channels)
     traced = ComponentRecipe(
         name="transformer",
@@ -221,11 +228,11 @@ def _transformer(config: Mapping[str, Any]) -> ComponentRecipe:
             {"batch": 2, "image_tokens": 24, "text_tokens": 7},
             {"batch": 3, "image_tokens": 35, "text_tokens": 16},
         ),
+        borders=(Border("time_text_embed"), Border("context_embedder"), Border("x_embedder"), *blocks),
         segments=SegmentRecipe(
             embed="x_embedder",
-            blocks=(*double, *single),
-            hidden="hidden_states",
-            marks=("time_text_embed", "context_embedder"),
+            first=tuple(f"{blocks[0].path}/{name}" for name in returned),
+            rest=f"{blocks[-1].path}/hidden_states",
             token_dims=("image_tokens", "text_tokens"),
         ),
     )
@@ -257,7 +264,7 @@ class _Decoder(nn.Module):
 
 
 def _vae(config: Mapping[str, Any]) -> ComponentRecipe:
-    channels = int(config["latent_channels"])
+    channels, scale = int(config["latent_channels"]), _scale(config)
     return ComponentRecipe(
         name="vae",
         class_name="AutoencoderKL",
@@ -267,5 +274,6 @@ def _vae(config: Mapping[str, Any]) -> ComponentRecipe:
         outputs=("image",),
         output_shapes=(("images", "height", "width", int(config["out_channels"])),),
         probe_dims=({"images": 2, "latent_h": 6, "latent_w": 8}, {"images": 3, "latent_h": 10, "latent_w": 4}),
+        derived_dims={"height": ("latent_h", scale), "width": ("latent_w", scale)},
         trace_limits={"images": _DECODED_AT_ONCE},
     )

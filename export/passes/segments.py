@@ -77,11 +77,10 @@ def _assign(model: ir.Model, recipe: ComponentRecipe, invariants: Invariants) ->
     segments = recipe.segments
     assert segments is not None
     by_name = {v.name: v for node in model.graph for v in node.outputs}
-    first, last = segments.blocks[0], segments.blocks[-1]
     ends = {
         "embed": [segments.embed],
-        "first": [f"{first.path}/{output}" for output in first.outputs],
-        "rest": [f"{last.path}/{segments.hidden}"],
+        "first": list(segments.first),
+        "rest": [segments.rest],
         "finish": [str(model.graph.outputs[0].name)],
     }
     home: dict[ir.Node, str] = dict.fromkeys(invariants.hoisted, "condition")

@@ -1,0 +1,236 @@
+"""`vitrify inspect`: what an artifact says of itself, as tables or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vitrify.engine.artifact import FORMAT_VERSION, Artifact, Manifest
+from vitrify.engine.denoiser import LOOP_SEGMENTS
+from vitrify.engine.specs import ComponentSpec, GraphSpec
+
+__all__ = ["Section", "describe", "inspect", "print_sections", "summarize"]
+
+Json = Any
+
+_BEFORE_LOOP = "condition"
+_PIPE_WIDTH = 160
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table: a title, the columns' heads and rows of text as long as the heads."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def describe(manifest: Manifest, artifact_id: str | None = None) -> list[Section]:
+    """The tables of an artifact, or of one that is only planned (no files yet, no id); empty ones are left out."""
+    sections = [
+        Section("artifact", ("what", "value"), tuple(_overview(manifest, artifact_id))),
+        Section(
+            "components",
+            ("component", "class", "encoding", "graphs", "parameters", "read by graphs", "weights on disk"),
+            tuple(_component_row(manifest, component) for component in manifest.components.values()),
+        ),
+        Section("denoiser", ("component", "when", "segments", "parameters", "bytes", "share"), tuple(_loop_rows(manifest))),
+        Section("graphs", ("graph", "parameters", "bytes", "graph file", "inputs", "outputs"), tuple(_graph_rows(manifest))),
+        Section(
+            "dimensions",
+            ("name", "min", "opt", "max", "step"),
+            tuple((d.name, str(d.min), str(d.opt), str(d.max), str(d.step)) for d in manifest.dims.values()),
+        ),
+        Section(
+            "parity with eager PyTorch, float32", ("component", "measured", "error", "tolerance"), tuple(_parity_rows(manifest))
+        ),
+        Section("ops", ("op", "version"), tuple((name, str(version)) for name, version in sorted(manifest.ops.items()))),
+        Section("scheduler", ("field", "value"), (("class", manifest.scheduler.class_name), *_flat(manifest.scheduler.config))),
+        Section(
+            "tokenizers",
+            ("tokenizer", "class", "tokens", "pad id", "pad token", "file"),
+            tuple(
+                (t.name, t.class_name, str(t.max_length), str(t.pad_token_id), repr(t.pad_token), t.path)
+                for t in manifest.tokenizers.values()
+            ),
+        ),
+        Section("request defaults", ("field", "value"), tuple(_flat(manifest.defaults))),
+        Section("presets", ("field", "value"), tuple(_flat(manifest.presets))),
+        Section("provenance", ("field", "value"), tuple(_flat(manifest.provenance))),
+        Section(
+            "files",
+            ("file", "size", "sha256"),
+            tuple((path, _bytes(entry.size), entry.sha256) for path, entry in sorted(manifest.files.items())),
+        ),
+    ]
+    return [section for section in sections if section.rows]
+
+
+def summarize(manifest: Manifest) -> Json:
+    """The sums that the manifest itself does not hold.
+
+    denoisers: component → parameters and their bytes, before the loop and in it. files: bytes of weights, graphs, all.
+    """
+    denoisers = {}
+    for component in _denoisers(manifest):
+        before, inside = _split(component)
+        denoisers[component.name] = {
+            "parameters_before_loop": _sum(before, "parameters"),
+            "parameters_in_loop": _sum(inside, "parameters"),
+            "bytes_before_loop": _sum(before, "parameter_bytes"),
+            "bytes_in_loop": _sum(inside, "parameter_bytes"),
+        }
+    weights = {path for component in manifest.components.values() for path in component.weights}
+    graphs = {graph.path for _, graph in manifest.graphs().values()}
+    return {
+        "denoisers": denoisers,
+        "files": {
+            "weight_bytes": _size_of(manifest, weights),
+            "graph_bytes": _size_of(manifest, graphs),
+            "all_bytes": _size_of(manifest, manifest.files),
+        },
+    }
+
+
+def print_sections(sections: Sequence[Section]) -> None:
+    """Prints tables to standard output, as wide as the terminal, 160 columns into a file or a pipe."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    probe = Console()
+    # Text such as "[batch, 4]" is no markup.
+    console = Console(markup=False, highlight=False, emoji=False, width=None if probe.is_terminal else _PIPE_WIDTH)
+    for section in sections:
+        table = Table(title=section.title, title_justify="left", title_style="bold", box=box.SIMPLE, pad_edge=False)
+        for column in section.columns:
+            table.add_column(column, overflow="fold", justify="right" if column in _NUMBERS else "left")
+        for row in section.rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+_NUMBERS = frozenset(
+    (*("parameters", "read by graphs", "weights on disk", "bytes", "share", "graph file", "size", "tokens", "pad id"),)
+    + (*("min", "opt", "max", "step", "version", "error", "tolerance"),)
+)
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest, the id and the sums as one JSON object.")
+def inspect(artifact: Path, as_json: bool) -> None:
+    """Print what ARTIFACT holds: components, segments, dimensions, parity, ops, defaults, provenance, sizes."""
+    opened = Artifact.open(artifact)
+    if as_json:
+        data = {"id": opened.id, "manifest": opened.manifest.to_json(), **summarize(opened.manifest)}
+        click.echo(json.dumps(data, indent=2, sort_keys=True))
+    else:
+        print_sections(describe(opened.manifest, opened.id))
+
+
+def _overview(manifest: Manifest, artifact_id: str | None) -> Iterator[tuple[str, str]]:
+    if artifact_id is not None:
+        yield "id", artifact_id
+    yield "format version", str(FORMAT_VERSION)
+    yield "family", manifest.family
+    yield "pipeline", manifest.pipeline_class
+    yield "target", manifest.target
+    parameters = sum(_sum(component.graphs.values(), "parameters") for component in manifest.components.values())
+    yield "parameters", _count(parameters)
+    if manifest.files:
+        sizes = summarize(manifest)["files"]
+        yield "weights", _bytes(sizes["weight_bytes"])
+        yield "graphs", _bytes(sizes["graph_bytes"])
+        yield "all files", f"{_bytes(sizes['all_bytes'])} in {len(manifest.files)} files"
+
+
+def _component_row(manifest: Manifest, component: ComponentSpec) -> tuple[str, ...]:
+    graphs = component.graphs.values()
+    return (
+        component.name,
+        component.class_name,
+        component.encoding.value,
+        ", ".join(component.graphs),
+        _count(_sum(graphs, "parameters")),
+        _bytes(_sum(graphs, "parameter_bytes")),
+        _bytes(_size_of(manifest, component.weights)) if manifest.files else "-",
+    )
+
+
+def _denoisers(manifest: Manifest) -> list[ComponentSpec]:
+    return [component for component in manifest.components.values() if _BEFORE_LOOP in component.graphs]
+
+
+def _split(component: ComponentSpec) -> tuple[list[GraphSpec], list[GraphSpec]]:
+    """The graphs that run once per request, and those that run in every step."""
+    inside = [graph for name, graph in component.graphs.items() if name in LOOP_SEGMENTS]
+    return [graph for graph in component.graphs.values() if graph not in inside], inside
+
+
+def _loop_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    for component in _denoisers(manifest):
+        before, inside = _split(component)
+        total = _sum([*before, *inside], "parameters")
+        names = {"before the loop, once per request": before, "in the loop, every step": inside}
+        for when, graphs in names.items():
+            parameters = _sum(graphs, "parameters")
+            segments = ", ".join(name for name, graph in component.graphs.items() if graph in graphs)
+            share = f"{parameters / total:.1%}" if total else "-"
+            yield component.name, when, segments, _count(parameters), _bytes(_sum(graphs, "parameter_bytes")), share
+
+
+def _graph_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    for name, (_, graph) in manifest.graphs().items():
+        size = _bytes(manifest.files[graph.path].size) if graph.path in manifest.files else "-"
+        tensors = ("\n".join(f"{t.name}: {t}" for t in side) for side in (graph.inputs, graph.outputs))
+        yield name, _count(graph.parameters), _bytes(graph.parameter_bytes), size, *tensors
+
+
+def _parity_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    for component in manifest.components.values():
+        parity = component.parity
+        if not parity.checked:
+            yield component.name, "not checked (--no-parity)", "-", "-"
+        for name, error in sorted(parity.measurements.items()):
+            tolerance = parity.tolerances.get(name)
+            yield component.name, f"{name} ({parity.method})", f"{error:.0e}", "-" if tolerance is None else f"{tolerance:.0e}"
+
+
+def _flat(data: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested objects as one row per leaf, keys joined by dots."""
+    for key, value in sorted(data.items()):
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in value):
+            yield from _flat({str(i): item for i, item in enumerate(value)}, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+
+
+def _sum(graphs: Sequence[GraphSpec] | Any, field: str) -> int:
+    return sum(int(getattr(graph, field)) for graph in graphs)
+
+
+def _size_of(manifest: Manifest, paths: Sequence[str] | set[str] | Mapping[str, object]) -> int:
+    return sum(manifest.files[path].size for path in paths if path in manifest.files)
+
+
+def _count(number: int) -> str:
+    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= unit:
+            return f"{number / unit:.2f} {name}"
+    return str(number)
+
+
+def _bytes(number: int) -> str:
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if number >= unit:
+            return f"{number / unit:.2f} {name}"
+    return f"{number} B"

@@ -1,0 +1,102 @@
+"""`vitrify export` and `vitrify verify`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vitrify.export.options import ExportOptions, Range
+
+__all__ = ["export", "verify"]
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("source", type=_PATH)
+@click.argument("out", type=_PATH, required=False)
+@click.option("--plan", is_flag=True, help="Print what would be compiled; needs only the source's configs, writes nothing.")
+@click.option("--json", "as_json", is_flag=True, help="With --plan: print JSON.")
+@click.option("--height", help="Picture height in pixels: N, MIN:MAX or MIN:OPT:MAX.")
+@click.option("--width", help="Picture width in pixels: N, MIN:MAX or MIN:OPT:MAX.")
+@click.option("--batch", help="Denoiser rows (images × 2 under true CFG): N, MIN:MAX or MIN:OPT:MAX.")
+@click.option("--max-sequence-length", help="Text tokens of the second encoder: N, MIN:MAX or MIN:OPT:MAX.")
+@click.option("--variant", help="Weight files of this variant, e.g. fp16.")
+@click.option("--no-parity", is_flag=True, help="Do not compare with eager PyTorch; the manifest will say so.")
+@click.option("--force", is_flag=True, help="Replace an artifact that stands at OUT.")
+@click.option("--default-height", type=int)
+@click.option("--default-width", type=int)
+@click.option("--default-num-inference-steps", type=int)
+@click.option("--default-guidance-scale", type=float)
+@click.option("--default-true-cfg-scale", type=float)
+@click.option("--default-negative-prompt", type=str)
+@click.option("--default-max-sequence-length", type=int)
+def export(source: Path, out: Path | None, plan: bool, as_json: bool, **given: Any) -> None:
+    """Compile the diffusers folder SOURCE into the artifact OUT.
+
+    --default-… options become what a request is filled with where it says nothing.
+    """
+    from rich.console import Console
+
+    from vitrify.engine.inspect_cli import print_sections
+    from vitrify.export.compile import compile_pipeline, plan_pipeline
+
+    options = _options(given)
+    console = Console(stderr=True)
+    if plan:
+        with console.status("plan") as status:
+            manifest = plan_pipeline(source, options, progress=lambda c, p: status.update(f"{c}: {p}"))
+        if as_json:
+            click.echo(json.dumps(manifest.to_json(), indent=2, sort_keys=True))
+        else:
+            print_sections(manifest)
+        return
+    if out is None:
+        raise click.UsageError("missing argument OUT (only --plan goes without)")
+    with console.status("export") as status:
+
+        def show(component: str, phase: str) -> None:
+            status.update(f"{component}: {phase}")
+            if not console.is_terminal:
+                console.print(f"{component}: {phase}", highlight=False)
+
+        artifact_id = compile_pipeline(source, out, options, progress=show)
+    click.echo(f"{out}  {artifact_id}")
+
+
+def _options(given: dict[str, Any]) -> ExportOptions:
+    ranges = {
+        name: None if given[name] is None else Range.parse(given[name], name.replace("_", "-"))
+        for name in ("height", "width", "batch", "max_sequence_length")
+    }
+    defaults = {name.removeprefix("default_"): value for name, value in given.items() if name.startswith("default_") and value is not None}
+    return ExportOptions(
+        **ranges, defaults=defaults, variant=given["variant"], parity=not given["no_parity"], force=given["force"]
+    )
+
+
+@click.command()
+@click.argument("artifact", type=_PATH)
+@click.option("--against", type=_PATH, help="The source folder: its weights must be the artifact's, and are the reference.")
+@click.option("--no-parity", is_flag=True, help="Hashes and structure only; needs no PyTorch.")
+@click.option("--json", "as_json", is_flag=True)
+def verify(artifact: Path, against: Path | None, no_parity: bool, as_json: bool) -> None:
+    """Check the hash of every file of ARTIFACT, its structure, and its parity with eager PyTorch."""
+    from vitrify.engine.artifact import Artifact
+
+    opened = Artifact.open(artifact, verify="full")
+    report: dict[str, Any] = {"id": opened.id, "files": len(opened.manifest.files), "hashes": "ok", "structure": "ok"}
+    if not no_parity:
+        from vitrify.export.reverify import verify_artifact
+
+        report["parity"] = {name: spec.to_json() for name, spec in verify_artifact(opened, against).items()}
+    if as_json:
+        click.echo(json.dumps(report, indent=2, sort_keys=True))
+        return
+    click.echo(f"{artifact}: {report['files']} files, hashes and structure as sealed (id {opened.id[:16]}…)")
+    for name, parity in report.get("parity", {}).items():
+        worst = max(parity["measurements"].items(), key=lambda item: item[1])
+        click.echo(f"{name}: parity {parity['method']}, worst {worst[0]} {worst[1]:.0e} (allowed {parity['tolerances'][worst[0]]:.0e})")

@@ -1,0 +1,173 @@
+"""The compiler, a straight line: recipe → trace → passes → weights → graphs → verify → seal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from vitrify.engine.artifact import ArtifactWriter, Manifest, SchedulerSpec, TokenizerSpec
+from vitrify.engine.errors import CompileError, SpecError
+from vitrify.engine.scheduler_config import check_flow_match_euler
+from vitrify.engine.specs import ComponentSpec, Dim
+from vitrify.export.families import recipe_for
+from vitrify.export.graphs import component_spec
+from vitrify.export.options import ExportOptions
+from vitrify.export.passes import run_passes
+from vitrify.export.passes.external import tie_parameters
+from vitrify.export.recipe import ComponentRecipe, Recipe
+from vitrify.export.source import DiffusersFolder
+from vitrify.export.tokenizers import serialised_tokenizer
+from vitrify.export.trace import trace
+from vitrify.export.verify import WHOLE_LIMIT_BYTES, verify_component
+from vitrify.export.weights import TensorLocation, copy_weights, resolve_parameters
+
+__all__ = ["Progress", "compile_pipeline", "plan_pipeline"]
+
+Progress = Callable[[str, str], None]
+
+_PACKAGES = ("diffusers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "torch", "transformers", "vitrify")
+_SCHEDULERS = {"FlowMatchEulerDiscreteScheduler": check_flow_match_euler}
+
+
+@dataclass
+class _Compiled:
+    """A component on its way: its graphs, and the shapes of the parameters they read."""
+
+    recipe: ComponentRecipe
+    models: dict[str, ir.Model]
+    parameters: Mapping[str, tuple[int, ...]]
+
+
+def compile_pipeline(
+    source: Path,
+    out: Path,
+    options: ExportOptions | None = None,
+    *,
+    progress: Progress = lambda _component, _phase: None,
+    whole_limit_bytes: int = WHOLE_LIMIT_BYTES,
+) -> str:
+    """Compile the diffusers folder `source` into the artifact `out`; returns the artifact's id.
+
+    progress: called with the component and the phase as they begin. whole_limit_bytes: see `verify_component`.
+    Raises CompileError (what the source or the options must change), ParityError (a graph differs from eager PyTorch)
+    or ArtifactError (`out` cannot be written); whatever is raised, `out` is as it was.
+    """
+    options = options or ExportOptions()
+    folder = DiffusersFolder.open(source, variant=options.variant)
+    recipe, scheduler = _recipe(folder, options)
+    with ArtifactWriter(out, force=options.force) as writer:
+        files = {c.name: folder.weights(c.name) for c in recipe.components}
+        compiled = [_traced(c, progress) for c in recipe.components]
+        tokenizers = {}
+        for name, max_length in recipe.tokenizers.items():
+            tokenizers[name], data = serialised_tokenizer(folder.path(name), name, folder.class_name(name), max_length)
+            writer.write_bytes(tokenizers[name].path, data)
+        components = {}
+        for component in compiled:
+            name = component.recipe.name
+            locations = resolve_parameters(component.parameters, files[name], component.recipe.aliases or {})
+            progress(name, "weights")
+            weights = copy_weights(writer, name, files[name], lambda _bytes: None)
+            spec = component_spec(component.recipe, component.models, component.parameters, locations, weights)
+            _write_graphs(writer, component, spec, locations)
+            if options.parity:
+                parity = verify_component(
+                    component.recipe,
+                    spec,
+                    writer.folder,
+                    locations,
+                    whole_limit_bytes=whole_limit_bytes,
+                    progress=lambda what, name=name: progress(name, f"parity: {what}"),  # type: ignore[misc]
+                )
+                spec = replace(spec, parity=parity)
+            components[name] = spec
+        for path, document in folder.documents().items():
+            writer.copy_file(path, document)
+        progress("artifact", "seal")
+        return writer.commit(_manifest(recipe, components, scheduler, tokenizers))
+
+
+def plan_pipeline(source: Path, options: ExportOptions | None = None, *, progress: Progress = lambda _c, _p: None) -> Manifest:
+    """What an export would hold: traced from the configs alone; no weights are read and nothing is written."""
+    options = options or ExportOptions()
+    folder = DiffusersFolder.open(source, variant=options.variant)
+    recipe, scheduler = _recipe(folder, options)
+    components = {}
+    for component in recipe.components:
+        compiled = _traced(component, progress)
+        components[component.name] = component_spec(component, compiled.models, compiled.parameters, {}, ())
+    return _manifest(recipe, components, scheduler, {})
+
+
+def _recipe(folder: DiffusersFolder, options: ExportOptions) -> tuple[Recipe, SchedulerSpec]:
+    recipe = recipe_for(folder, options)
+    _check_defaults(recipe)
+    name, config = folder.class_name(recipe.scheduler), folder.config(recipe.scheduler)
+    if name not in _SCHEDULERS:
+        raise CompileError(f"scheduler {name} is unsupported; supported: {', '.join(_SCHEDULERS)}")
+    try:
+        _SCHEDULERS[name](config)
+    except SpecError as error:
+        raise CompileError(f"scheduler {name}: {error}") from error
+    return recipe, SchedulerSpec(name, {k: v for k, v in config.items() if not k.startswith("_")})
+
+
+def _check_defaults(recipe: Recipe) -> None:
+    held: dict[str, Dim] = {"height": recipe.dims["height"], "width": recipe.dims["width"], "max_sequence_length": recipe.dims["text_tokens"]}
+    for name, dim in held.items():
+        value = recipe.defaults[name]
+        if not dim.allows(value):
+            raise CompileError(f"--default-{name.replace('_', '-')} {value} is outside what is compiled: {dim}")
+    if recipe.defaults["num_inference_steps"] < 1:
+        raise CompileError(f"--default-num-inference-steps {recipe.defaults['num_inference_steps']}: expected at least 1")
+
+
+def _traced(recipe: ComponentRecipe, progress: Progress) -> _Compiled:
+    progress(recipe.name, "trace")
+    traced = trace(recipe)
+    parameters = dict(traced.parameters)
+    progress(recipe.name, "passes")
+    return _Compiled(recipe, run_passes(traced, recipe), parameters)
+
+
+def _write_graphs(
+    writer: ArtifactWriter, component: _Compiled, spec: ComponentSpec, locations: Mapping[str, TensorLocation]
+) -> None:
+    for name, model in component.models.items():
+        tie_parameters(model, locations, writer.folder / component.recipe.name)
+        writer.write_bytes(spec.graphs[name].path, ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def _manifest(
+    recipe: Recipe, components: Mapping[str, ComponentSpec], scheduler: SchedulerSpec, tokenizers: Mapping[str, TokenizerSpec]
+) -> Manifest:
+    return Manifest(
+        family=recipe.family,
+        pipeline_class=recipe.pipeline_class,
+        target="cpu",
+        components=components,
+        dims=recipe.dims,
+        step_graphs={},
+        ops={},
+        scheduler=scheduler,
+        tokenizers=tokenizers,
+        defaults=recipe.defaults,
+        presets={},
+        provenance={"packages": _versions()},
+        files={},
+    )
+
+
+def _versions() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name).partition("+")[0]
+        except metadata.PackageNotFoundError:
+            continue
+    return found

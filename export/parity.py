@@ -1,0 +1,63 @@
+"""The measure of every comparison: relative error, and the worst element beside it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitrify.engine.errors import ParityError
+from vitrify.engine.session import Array
+
+__all__ = ["BLOCK_TOLERANCE", "COMPONENT_TOLERANCE", "Difference", "difference", "rounded_up"]
+
+BLOCK_TOLERANCE = 1e-5
+COMPONENT_TOLERANCE = 1e-4
+_WORST_FACTOR = 20.0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """relative: ‖a − b‖₂ / ‖b‖₂. worst: max |a − b| / rms(b)."""
+
+    relative: float
+    worst: float
+
+    def check(self, tolerance: float, what: str) -> None:
+        """Raises ParityError unless relative ≤ tolerance and worst ≤ 20 × tolerance; NaN never passes."""
+        if not (self.relative <= tolerance and self.worst <= _WORST_FACTOR * tolerance):
+            raise ParityError(
+                f"{what} differs from eager PyTorch: relative error {self.relative:.2e} (allowed {tolerance:.0e}), worst element "
+                f"{self.worst:.2e} of the rms (allowed {_WORST_FACTOR * tolerance:.0e}); nothing was written. Please report it with the source's configs"
+            )
+
+    def __or__(self, other: Difference) -> Difference:
+        """The larger of both, each for itself."""
+        return Difference(max(self.relative, other.relative), max(self.worst, other.worst))
+
+
+def difference(a: Array, b: Array) -> Difference:
+    """How far `a` is from the reference `b`, in float64. A shape that differs or a NaN anywhere is infinitely far."""
+    if a.shape != b.shape:
+        return Difference(math.inf, math.inf)
+    reference = b.astype(np.float64)
+    delta = a.astype(np.float64) - reference
+    if not np.isfinite(delta).all():
+        return Difference(math.inf, math.inf)
+    norm = float(np.linalg.norm(reference))
+    scale = norm if norm > 0 else 1.0
+    rms = scale / math.sqrt(max(reference.size, 1))
+    return Difference(float(np.linalg.norm(delta)) / scale, float(np.abs(delta).max(initial=0.0)) / rms)
+
+
+def rounded_up(value: float) -> float:
+    """`value` rounded up to 1, 2 or 5 × 10ⁿ, so that an artifact's bytes do not hang on the last bit of a measurement."""
+    if value <= 0:
+        return 0.0
+    exponent = math.floor(math.log10(value))
+    for candidate in (1, 2, 5, 10):
+        stepped = float(f"{candidate}e{exponent}")
+        if value <= stepped:
+            return stepped
+    return float(f"2e{exponent + 1}")
