@@ -108,7 +108,13 @@ class _Invocation:
         self.command = ""
 
 
-@click.group(cls=_CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+_EPILOG = (
+    "Exit codes: 0 success, 1 an error of the system, 2 wrong usage, 3 artifact, 4 specification, 5 request, 6 backend or "
+    "installation, 7 compilation, 8 parity, 9 request cancelled, 130 interrupted."
+)
+
+
+@click.group(cls=_CommandGroup, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
 @click.version_option(package_name="vitrify", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context

@@ -118,8 +118,9 @@ class ComponentModel(ABC):
 def _component(root: Path, name: str, config: dict[str, Any], variant: str | None) -> ComponentConfig:
     files = select_files(root / name, variant)
     elements: Counter[str] = Counter()
-    for dtype, count in Weights(files).elements():
-        elements[dtype] += count
+    for file in files:
+        for dtype, count in Weights([file]).elements():
+            elements[dtype] += count
     encoding = max(sorted(elements), key=elements.__getitem__, default="float32")
     return ComponentConfig(config, encoding, [f"{name}/{file.name}" for file in files])
 

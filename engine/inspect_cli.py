@@ -20,6 +20,8 @@ Json = Any
 
 _BEFORE_LOOP = "condition"
 _PIPE_WIDTH = 160
+_TEXT = frozenset(("what", "value", "field", "component", "class", "encoding", "graphs", "when", "segments", "graph"))
+_TEXT |= frozenset(("inputs", "outputs", "name", "measured", "op", "tokenizer", "pad token", "file", "sha256"))
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,8 @@ def summarize(manifest: Manifest) -> Json:
     }
 
 
-def print_sections(sections: Sequence[Section]) -> None:
-    """Prints tables to standard output, as wide as the terminal, 160 columns into a file or a pipe."""
+def print_sections(manifest: Manifest, artifact_id: str | None = None) -> None:
+    """Prints the tables of `describe` to standard output, as wide as the terminal, 160 columns into a file or a pipe."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -107,19 +109,13 @@ def print_sections(sections: Sequence[Section]) -> None:
     probe = Console()
     # Text such as "[batch, 4]" is no markup.
     console = Console(markup=False, highlight=False, emoji=False, width=None if probe.is_terminal else _PIPE_WIDTH)
-    for section in sections:
+    for section in describe(manifest, artifact_id):
         table = Table(title=section.title, title_justify="left", title_style="bold", box=box.SIMPLE, pad_edge=False)
         for column in section.columns:
-            table.add_column(column, overflow="fold", justify="right" if column in _NUMBERS else "left")
+            table.add_column(column, overflow="fold", justify="left" if column in _TEXT else "right")
         for row in section.rows:
             table.add_row(*row)
         console.print(table)
-
-
-_NUMBERS = frozenset(
-    (*("parameters", "read by graphs", "weights on disk", "bytes", "share", "graph file", "size", "tokens", "pad id"),)
-    + (*("min", "opt", "max", "step", "version", "error", "tolerance"),)
-)
 
 
 @click.command()
@@ -132,7 +128,7 @@ def inspect(artifact: Path, as_json: bool) -> None:
         data = {"id": opened.id, "manifest": opened.manifest.to_json(), **summarize(opened.manifest)}
         click.echo(json.dumps(data, indent=2, sort_keys=True))
     else:
-        print_sections(describe(opened.manifest, opened.id))
+        print_sections(opened.manifest, opened.id)
 
 
 def _overview(manifest: Manifest, artifact_id: str | None) -> Iterator[tuple[str, str]]:

@@ -72,7 +72,9 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         name: None if given[name] is None else Range.parse(given[name], name.replace("_", "-"))
         for name in ("height", "width", "batch", "max_sequence_length")
     }
-    defaults = {name.removeprefix("default_"): value for name, value in given.items() if name.startswith("default_") and value is not None}
+    defaults = {
+        name.removeprefix("default_"): value for name, value in given.items() if name.startswith("default_") and value is not None
+    }
     return ExportOptions(
         **ranges, defaults=defaults, variant=given["variant"], parity=not given["no_parity"], force=given["force"]
     )
@@ -99,4 +101,6 @@ def verify(artifact: Path, against: Path | None, no_parity: bool, as_json: bool)
     click.echo(f"{artifact}: {report['files']} files, hashes and structure as sealed (id {opened.id[:16]}…)")
     for name, parity in report.get("parity", {}).items():
         worst = max(parity["measurements"].items(), key=lambda item: item[1])
-        click.echo(f"{name}: parity {parity['method']}, worst {worst[0]} {worst[1]:.0e} (allowed {parity['tolerances'][worst[0]]:.0e})")
+        click.echo(
+            f"{name}: parity {parity['method']}, worst {worst[0]} {worst[1]:.0e} (allowed {parity['tolerances'][worst[0]]:.0e})"
+        )

@@ -20,11 +20,11 @@ from vitrify.export.options import ExportOptions
 from vitrify.export.passes import run_passes
 from vitrify.export.passes.external import tie_parameters
 from vitrify.export.recipe import ComponentRecipe, Recipe
-from vitrify.export.source import DiffusersFolder
+from vitrify.export.source import DiffusersFolder, TensorLocation
 from vitrify.export.tokenizers import serialised_tokenizer
 from vitrify.export.trace import trace
 from vitrify.export.verify import WHOLE_LIMIT_BYTES, verify_component
-from vitrify.export.weights import TensorLocation, copy_weights, resolve_parameters
+from vitrify.export.weights import copy_weights, resolve_parameters
 
 __all__ = ["Progress", "compile_pipeline", "plan_pipeline"]
 
@@ -65,7 +65,7 @@ def compile_pipeline(
         compiled = [_traced(c, progress) for c in recipe.components]
         tokenizers = {}
         for name, max_length in recipe.tokenizers.items():
-            tokenizers[name], data = serialised_tokenizer(folder.path(name), name, folder.class_name(name), max_length)
+            tokenizers[name], data = serialised_tokenizer(folder.component(name), max_length)
             writer.write_bytes(tokenizers[name].path, data)
         components = {}
         for component in compiled:
@@ -86,8 +86,8 @@ def compile_pipeline(
                 )
                 spec = replace(spec, parity=parity)
             components[name] = spec
-        for path, document in folder.documents().items():
-            writer.copy_file(path, document)
+        for document in folder.documents():
+            writer.copy_file(f"source/{document.name}", document)
         progress("artifact", "seal")
         return writer.commit(_manifest(recipe, components, scheduler, tokenizers))
 
@@ -107,7 +107,8 @@ def plan_pipeline(source: Path, options: ExportOptions | None = None, *, progres
 def _recipe(folder: DiffusersFolder, options: ExportOptions) -> tuple[Recipe, SchedulerSpec]:
     recipe = recipe_for(folder, options)
     _check_defaults(recipe)
-    name, config = folder.class_name(recipe.scheduler), folder.config(recipe.scheduler)
+    scheduler = folder.component(recipe.scheduler)
+    name, config = scheduler.class_name, scheduler.config
     if name not in _SCHEDULERS:
         raise CompileError(f"scheduler {name} is unsupported; supported: {', '.join(_SCHEDULERS)}")
     try:
@@ -118,7 +119,11 @@ def _recipe(folder: DiffusersFolder, options: ExportOptions) -> tuple[Recipe, Sc
 
 
 def _check_defaults(recipe: Recipe) -> None:
-    held: dict[str, Dim] = {"height": recipe.dims["height"], "width": recipe.dims["width"], "max_sequence_length": recipe.dims["text_tokens"]}
+    held: dict[str, Dim] = {
+        "height": recipe.dims["height"],
+        "width": recipe.dims["width"],
+        "max_sequence_length": recipe.dims["text_tokens"],
+    }
     for name, dim in held.items():
         value = recipe.defaults[name]
         if not dim.allows(value):

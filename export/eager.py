@@ -12,7 +12,7 @@ import torch
 from vitrify.engine.session import Array
 from vitrify.export.recipe import Border, ComponentRecipe
 from vitrify.export.trace import meta_module
-from vitrify.export.weights import TensorLocation
+from vitrify.export.source import TensorLocation
 
 __all__ = ["EagerModule", "read_float32"]
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from vitrify.engine.dtypes import DType
 from vitrify.engine.specs import ComponentSpec, GraphSpec, ParitySpec, TensorSpec
 from vitrify.export.recipe import ComponentRecipe
-from vitrify.export.weights import TensorLocation
+from vitrify.export.source import TensorLocation
 
 __all__ = ["component_spec", "tensor_spec"]
 
@@ -56,5 +56,7 @@ def tensor_spec(value: ir.Value) -> TensorSpec:
     """A graph value's name, dtype and shape."""
     assert value.dtype is not None
     return TensorSpec(
-        str(value.name), DType.from_onnx(int(value.dtype)), tuple(d if isinstance(d, int) else str(d.value) for d in value.shape or ())
+        str(value.name),
+        DType.from_onnx(int(value.dtype)),
+        tuple(d if isinstance(d, int) else str(d.value) for d in value.shape or ()),
     )

@@ -37,7 +37,9 @@ class Range:
         for value in (self.min, self.opt, self.max):
             if value % step:
                 low = max(step, value // step * step)
-                raise CompileError(f"--{name.replace('_', '-')}: {value} is not a multiple of {step}; nearest are {low} and {low + step}")
+                raise CompileError(
+                    f"--{name.replace('_', '-')}: {value} is not a multiple of {step}; nearest are {low} and {low + step}"
+                )
         return Dim(name, self.min, self.opt, self.max, step)
 
 

@@ -71,7 +71,9 @@ class ShippedGraphs:
         for value in copy.constants.values():
             graph.register_initializer(value)
         model = ir.Model(graph, ir_version=next(iter(self._models.values())).ir_version)
-        spec = GraphSpec(f"{self.recipe.name} piece {name}", tuple(map(tensor_spec, copy.inputs)), tuple(map(tensor_spec, outputs)))
+        spec = GraphSpec(
+            f"{self.recipe.name} piece {name}", tuple(map(tensor_spec, copy.inputs)), tuple(map(tensor_spec, outputs))
+        )
         return Piece(name, ir.to_proto(model).SerializeToString(deterministic=True), spec)
 
     def source(self, value: ir.Value) -> ir.Value:

@@ -157,8 +157,8 @@ class DiffusersFolder:
     def weights(self, name: str) -> WeightFiles:
         """Where each tensor of component `name` lies, from the files' headers.
 
-        Raises CompileError naming the file: none there, pickles only, another variant only, a shard or tensor of the index missing,
-        truncated or corrupt.
+        Raises CompileError naming the file: none there, pickles only, another variant only, a shard or tensor of the index
+        missing, truncated or corrupt.
         """
         source = self.component(name)
         found = _find(source, self.variant)

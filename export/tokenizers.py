@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import transformers
 
 from vitrify.engine.artifact import TokenizerSpec
 from vitrify.engine.errors import CompileError
+from vitrify.export.source import ComponentSource
 
 __all__ = ["serialised_tokenizer"]
 
 
-def serialised_tokenizer(folder: Path, name: str, class_name: str, max_length: int) -> tuple[TokenizerSpec, bytes]:
-    """The tokenizer in `folder`, loaded as class `class_name`, as its spec and the bytes of its backend.
+def serialised_tokenizer(source: ComponentSource, max_length: int) -> tuple[TokenizerSpec, bytes]:
+    """A source's tokenizer, loaded as the class its pipeline names, as its spec and the bytes of its backend.
 
     transformers drops parts of a saved tokenizer.json when it loads one; what it then uses is what is written.
     Raises CompileError when it cannot be loaded, has no serialisable backend or takes fewer than `max_length` tokens.
     """
+    name, class_name = source.name, source.class_name
     loader = getattr(transformers, class_name, None)
     if loader is None:
         raise CompileError(f"{name}: transformers has no tokenizer class {class_name!r}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tokenizer = loader.from_pretrained(str(folder), local_files_only=True)
+            tokenizer = loader.from_pretrained(str(source.folder), local_files_only=True)
     except Exception as error:
         raise CompileError(f"{name} ({class_name}) cannot be loaded: {error}") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)

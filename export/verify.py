@@ -27,7 +27,7 @@ from vitrify.export.passes import run_passes
 from vitrify.export.pieces import ShippedGraphs
 from vitrify.export.recipe import ComponentRecipe
 from vitrify.export.trace import trace
-from vitrify.export.weights import TensorLocation
+from vitrify.export.source import TensorLocation
 
 __all__ = ["WHOLE_LIMIT_BYTES", "verify_component"]
 

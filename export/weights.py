@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -120,19 +120,24 @@ def resolve_parameters(
     """Graph parameter name → where its bytes lie.
 
     names: parameter → shape. aliases: parameter → the name a tied parameter may be stored under; it holds in both directions.
-    A parameter is looked for by its name, then by its alias; those not found by either are looked for once more with one prefix
-    put before, or taken from, all of them (`text_model.`, `model.`: transformers' versions differ), the one that finds most.
+    A parameter is looked for by its name, then by its alias; those found by neither once more with one prefix put before, or
+    taken from, all of them (`text_model.`, `model.`: transformers' versions differ), if nothing found before lies under it.
     Raises CompileError naming the missing (the first ten), those of another shape, and dtypes that vitrify does not compute with.
     """
-    found = {name: stored for name in names if (stored := _stored(name, files, aliases, _same)) is not None}
-    rest = [name for name in names if name not in found]
-    if rest:
-        by_prefix = [
-            {name: stored for name in rest if (stored := _stored(name, files, aliases, rename)) is not None}
-            for rename in _renames(rest, files, aliases)
-        ]
-        found |= max(by_prefix, key=len, default={})
-    _refuse_missing([name for name in names if name not in found], files)
+    found: dict[str, str] = {}
+    for name in names:
+        stored = next((candidate for candidate in _tied(name, aliases) if candidate in files.tensors), None)
+        if stored is not None:
+            found[name] = stored
+    found |= _found_by_prefix([name for name in names if name not in found], found, files, aliases)
+    missing = [name for name in names if name not in found]
+    if missing:
+        where = ", ".join(file.name for file in files.files)
+        raise CompileError(
+            f"{files.component}: {len(missing)} parameters are not in {where}: {_first(missing)}; "
+            f"it has {len(files.tensors)} tensors, such as {_first(sorted(files.tensors)[:3])}: "
+            "do the weights belong to this configuration?"
+        )
     places = {name: files.tensors[found[name]] for name in names}
     wrong = [
         f"{n}: got {list(places[n].shape)}, expected {list(shape)}"
@@ -151,45 +156,45 @@ def resolve_parameters(
     return places
 
 
-Rename = Callable[[str], str]
+def _tied(name: str, aliases: Mapping[str, str]) -> list[str]:
+    """`name` and the names it may be stored under instead."""
+    return [name, *([aliases[name]] if name in aliases else []), *(key for key, stored in aliases.items() if stored == name)]
 
 
-def _same(name: str) -> str:
-    return name
-
-
-def _stored(name: str, files: WeightFiles, aliases: Mapping[str, str], rename: Rename) -> str | None:
-    """The name in the files that `name` is stored under, if it is there."""
-    tied = [name, *([aliases[name]] if name in aliases else []), *(key for key, stored in aliases.items() if stored == name)]
-    return next((stored for candidate in tied if (stored := rename(candidate)) in files.tensors), None)
-
-
-def _renames(names: list[str], files: WeightFiles, aliases: Mapping[str, str]) -> Iterable[Rename]:
-    """Every prefix that would lead one of `names` to a tensor, shortest first: put before, or taken away."""
-    first = [names[0], *([aliases[names[0]]] if names[0] in aliases else [])]
-    put = {stored.removesuffix(name) for name in first for stored in files.tensors if stored.endswith(f".{name}")}
-    taken = {name.removesuffix(stored) for name in first for stored in files.tensors if name.endswith(f".{stored}")}
-
-    def before(prefix: str) -> Rename:
-        return lambda name: prefix + name
-
-    def without(prefix: str) -> Rename:
-        return lambda name: name.removeprefix(prefix) if name.startswith(prefix) else ""
-
-    return [before(p) for p in sorted(put, key=_length)] + [without(p) for p in sorted(taken, key=_length)]
-
-
-def _length(text: str) -> tuple[int, str]:
-    return len(text), text
-
-
-def _refuse_missing(missing: list[str], files: WeightFiles) -> None:
-    if missing:
-        where = ", ".join(file.name for file in files.files)
+def _found_by_prefix(rest: list[str], found: Mapping[str, str], files: WeightFiles, aliases: Mapping[str, str]) -> dict[str, str]:
+    """Parameter → stored name, for those of `rest` that the one best prefix leads to. Raises CompileError if two are as good."""
+    by_end: dict[str, list[str]] = {}
+    for stored in files.tensors:
+        for prefix, end in _splits(stored):
+            by_end.setdefault(end, []).append(prefix)
+    # (put before?, prefix) → parameter → stored name
+    ways: dict[tuple[bool, str], dict[str, str]] = {}
+    for name in rest:
+        for candidate in _tied(name, aliases):
+            for prefix in by_end.get(candidate, ()):
+                ways.setdefault((True, prefix), {}).setdefault(name, prefix + candidate)
+            for prefix, end in _splits(candidate):
+                if end in files.tensors:
+                    ways.setdefault((False, prefix), {}).setdefault(name, end)
+    # A prefix under which names were found as they are is no version's rename: it would give one block's norm for another's.
+    taken = {True: tuple(found.values()), False: tuple(found)}
+    ways = {way: names for way, names in ways.items() if not any(name.startswith(way[1]) for name in taken[way[0]])}
+    most = max(map(len, ways.values()), default=0)
+    best = [way for way, names in ways.items() if len(names) == most]
+    if len(best) > 1:
+        name = rest[0]
         raise CompileError(
-            f"{files.component}: {len(missing)} parameters are not in {where}: {_first(missing)}; it has {len(files.tensors)} tensors, "
-            f"such as {_first(sorted(files.tensors)[:3])}: do the weights belong to this configuration?"
+            f"{files.component}: parameter {name!r} and {len(rest) - 1} more are not in the files by name, and would be under "
+            f"either of the prefixes {_first(sorted(prefix for _, prefix in best))}: do the weights belong to this configuration?"
         )
+    return ways[best[0]] if best else {}
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """`a.b.c` → (`a.`, `b.c`), (`a.b.`, `c`)."""
+    for at, letter in enumerate(name):
+        if letter == ".":
+            yield name[: at + 1], name[at + 1 :]
 
 
 def _first(lines: list[str]) -> str:

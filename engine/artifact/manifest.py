@@ -251,7 +251,19 @@ class Manifest:
                     f"{where}: tokenizer {tokenizer.name!r} has max_length={tokenizer.max_length}, "
                     f"pad_token_id={tokenizer.pad_token_id}; expected >= 1 and >= 0"
                 )
+        self._check_shapes(where)
         self._check_paths(where)
+
+    def _check_shapes(self, where: str) -> None:
+        for name, (_, graph) in self.graphs().items():
+            for tensor in (*graph.inputs, *graph.outputs):
+                terms = {term for extent in tensor.shape if isinstance(extent, str) for term in extent.split(" + ")}
+                unknown = sorted(terms - set(self.dims))
+                if unknown:
+                    raise ArtifactError(
+                        f"{where}: graph {name!r}: tensor {tensor.name!r} {tensor} has dimensions {unknown} "
+                        "that dims does not list"
+                    )
 
     def _check_paths(self, where: str) -> None:
         for path in self.files:

@@ -86,6 +86,11 @@ class ArtifactWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._leave()
 
+    @property
+    def folder(self) -> Path:
+        """Where the files lie until `commit`: for reading what was written, never for writing."""
+        return self._partial
+
     def write_bytes(self, path: str, data: bytes | bytearray | memoryview) -> None:
         """Writes the whole file `path` (relative, POSIX)."""
         with self.open_stream(path) as stream:

@@ -10,23 +10,32 @@ from vitrify.engine.errors import CompileError
 from vitrify.export.options import ExportOptions
 from vitrify.export.recipe import Recipe
 
-__all__ = ["SUPPORTED", "SourceConfigs", "recipe_for"]
+__all__ = ["SUPPORTED", "ComponentConfig", "SourceConfigs", "recipe_for"]
 
 SUPPORTED: Mapping[str, str] = {"FluxPipeline": "vitrify.export.families.flux"}
 
 
+class ComponentConfig(Protocol):
+    """One component's class and configuration."""
+
+    @property
+    def class_name(self) -> str:
+        """E.g. `FluxTransformer2DModel`."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its config.json."""
+
+
 class SourceConfigs(Protocol):
-    """What a recipe needs to know of a source: configurations only."""
+    """What a recipe needs to know of a source, a folder or an artifact: configurations only."""
 
     @property
     def pipeline_class(self) -> str:
         """The diffusers class, e.g. `FluxPipeline`."""
 
-    def class_name(self, component: str) -> str:
-        """The class of a component. Raises CompileError when it is missing."""
-
-    def config(self, component: str) -> Mapping[str, Any]:
-        """A component's config.json. Raises CompileError when it is missing."""
+    def component(self, name: str) -> ComponentConfig:
+        """One component. Raises CompileError naming what is missing."""
 
 
 def recipe_for(source: SourceConfigs, options: ExportOptions) -> Recipe:

@@ -5,6 +5,7 @@ Black Forest Labs, FLUX.1, 2024; module and input names are those of diffusers' 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -37,11 +38,12 @@ _DECODED_AT_ONCE = 63  # diffusers' Upsample2D takes another path from 64 pictur
 
 def recipe(source: SourceConfigs, options: ExportOptions) -> Recipe:
     """How `source` is traced under `options`. Reads configs only. Raises CompileError naming what does not fit."""
-    configs = {name: source.config(name) for name in _COMPONENTS}
+    sources = {name: source.component(name) for name in _COMPONENTS}
     for name, expected in _COMPONENTS.items():
-        got = source.class_name(name)
+        got = sources[name].class_name
         if got != expected:
             raise CompileError(f"{name}: got {got}, expected {expected} in a {source.pipeline_class}")
+    configs = {name: component.config for name, component in sources.items()}
     if configs["transformer"].get("patch_size", 1) != 1:
         raise CompileError(f"transformer: patch_size {configs['transformer']['patch_size']} is unsupported, expected 1")
     dims = _dims(configs, options)
@@ -153,7 +155,9 @@ def _t5(config: Mapping[str, Any]) -> ComponentRecipe:
         borders=blocks,
         aliases={"shared.weight": "encoder.embed_tokens.weight", "encoder.embed_tokens.weight": "shared.weight"},
     )
-    return replace(traced, narrow=lambda: _t5({**config, "d_model": 32, "d_kv": 16, "num_heads": 2, "d_ff": 48, "vocab_size": 100}))
+    return replace(
+        traced, narrow=lambda: _t5({**config, "d_model": 32, "d_kv": 16, "num_heads": 2, "d_ff": 48, "vocab_size": 100})
+    )
 
 
 class _GivenTables(nn.Module):
@@ -167,11 +171,31 @@ class _GivenTables(nn.Module):
         return tables[:, :width], tables[:, width:]
 
 
+class _TimeFrequencies(nn.Module):
+    """Sinusoidal timestep embedding (Vaswani et al. 2017, as diffusers' Timesteps(256) lays it out: cosines, then sines).
+
+    The frequencies are PyTorch's own bits: arguments reach 1000 × timestep, where one ulp of a frequency is 1e-4 in the sine.
+    """
+
+    frequencies: torch.Tensor
+
+    def __init__(self, channels: int, max_period: float = 10000.0) -> None:
+        super().__init__()
+        half = channels // 2
+        exponent = -math.log(max_period) * torch.arange(0, half, dtype=torch.float32)
+        self.register_buffer("frequencies", torch.exp(exponent / half), persistent=False)
+
+    def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
+        arguments = timesteps[:, None].float() * self.frequencies[None, :]
+        return torch.cat([torch.cos(arguments), torch.sin(arguments)], dim=-1)
+
+
 class _Transformer(nn.Module):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.model = FluxTransformer2DModel.from_config(dict(config))
         self.model.pos_embed = _GivenTables()
+        self.model.time_text_embed.time_proj = _TimeFrequencies(self.model.time_text_embed.time_proj.num_channels)
 
     def forward(
         self,

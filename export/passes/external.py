@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from vitrify.engine.dtypes import DType
-from vitrify.export.weights import TensorLocation
+from vitrify.export.source import TensorLocation
 
 __all__ = ["tie_parameters"]
 

@@ -29,7 +29,9 @@ def linears_as_gemm(model: ir.Model, parameters: frozenset[str]) -> None:
         steps: list[ir.Node] = []
         flat = x
         if len(x.shape) > 2:
-            flat = _node(steps, "Reshape", [x, constant(model.graph, f"rows_of_{in_features}", [-1, in_features])], f"{result.name}.rows")
+            flat = _node(
+                steps, "Reshape", [x, constant(model.graph, f"rows_of_{in_features}", [-1, in_features])], f"{result.name}.rows"
+            )
         gemm = _node(
             steps,
             "Gemm",
@@ -89,7 +91,13 @@ def _target(model: ir.Model, x: ir.Value, out_features: int, sizes: dict[str, ir
                 sizes[symbol].dtype, sizes[symbol].shape = ir.DataType.INT64, ir.Shape([1])
             parts.append(sizes[symbol])
         parts.append(constant(model.graph, f"size_{out_features}", [out_features]))
-        sizes[key] = _node(steps, "Concat", parts, "shape_of_" + "_".join(str(d).replace(" + ", "_plus_") for d in (*leading, out_features)), [ir.AttrInt64("axis", 0)])
+        sizes[key] = _node(
+            steps,
+            "Concat",
+            parts,
+            "shape_of_" + "_".join(str(d).replace(" + ", "_plus_") for d in (*leading, out_features)),
+            [ir.AttrInt64("axis", 0)],
+        )
         sizes[key].dtype, sizes[key].shape = ir.DataType.INT64, ir.Shape([len(parts)])
     return sizes[key]
 

@@ -87,7 +87,9 @@ def _assign(model: ir.Model, recipe: ComponentRecipe, invariants: Invariants) ->
     for segment, labels in ends.items():
         stack = [by_name[label] for label in labels if label in by_name]
         if not stack:
-            raise CompileError(f"{recipe.name}: no value is called any of {labels}; the recipe's borders do not fit the traced module")
+            raise CompileError(
+                f"{recipe.name}: no value is called any of {labels}; the recipe's borders do not fit the traced module"
+            )
         while stack:
             node = stack.pop().producer()
             if node is None or node in home or not any(invariants.roles[v] for v in node.outputs):
@@ -184,9 +186,7 @@ class _Part:
             self.outputs.append(own)
 
     def finished(self, model: ir.Model) -> ir.Model:
-        graph = ir.Graph(
-            self.inputs, self.outputs, nodes=self.nodes, name=self.name, opset_imports=dict(model.opset_imports)
-        )
+        graph = ir.Graph(self.inputs, self.outputs, nodes=self.nodes, name=self.name, opset_imports=dict(model.opset_imports))
         for value in self.constants.values():
             if value.name in self.parameters:
                 graph.inputs.append(value)
@@ -212,7 +212,9 @@ class _Part:
             inputs = [None if v is None else self._resolve(v, rowed=True) for v in producer.inputs]
         else:
             inputs = [None if v is None else self._resolve(v, rowed=False) for v in producer.inputs]
-        own = ir.Node(producer.domain, producer.op_type, inputs, list(producer.attributes.values()), num_outputs=len(producer.outputs))
+        own = ir.Node(
+            producer.domain, producer.op_type, inputs, list(producer.attributes.values()), num_outputs=len(producer.outputs)
+        )
         self.nodes.append(own)
         for source, output in zip(producer.outputs, own.outputs, strict=True):
             self._named(output, source)
@@ -280,7 +282,12 @@ class _Part:
         if source.shape is not None:
             rename = self.rows and source in self.invariants.rowed
             own.shape = ir.Shape(
-                [CONDITION_ROWS if rename and not isinstance(d, int) and d.value == BATCH else (d if isinstance(d, int) else d.value) for d in source.shape]
+                [
+                    CONDITION_ROWS
+                    if rename and not isinstance(d, int) and d.value == BATCH
+                    else (d if isinstance(d, int) else d.value)
+                    for d in source.shape
+                ]
             )
         return own
 
@@ -288,5 +295,7 @@ class _Part:
 def _width(value: ir.Value) -> int:
     dims = list(value.shape or ())
     if not dims or isinstance(dims[0], int) or not all(isinstance(d, int) for d in dims[1:]) or value.dtype != ir.DataType.FLOAT:
-        raise CompileError(f"{value.name!r} ({value.dtype}{dims}) cannot stand in a modulation table, expected float32 [batch, numbers]")
+        raise CompileError(
+            f"{value.name!r} ({value.dtype}{dims}) cannot stand in a modulation table, expected float32 [batch, numbers]"
+        )
     return int(np.prod([int(d) for d in dims[1:]]))

@@ -1,0 +1,18 @@
+// Instruction sets that the maths is compiled for. One source file per op, compiled once per level with that
+// level's flags (CMakeLists.txt, VITRIFY_LEVELS) in a namespace of the level's name; dispatch picks at run time.
+//
+// To add a level: one row here, worst to best, one line of flags in CMakeLists.txt.
+#pragma once
+
+// Each row: namespace and name, and a test of this machine.
+#if defined(__x86_64__)
+#define VITRIFY_FOR_EACH_LEVEL(X, ...)                                                                               \
+  X(scalar, true, __VA_ARGS__)                                                                                       \
+  X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), __VA_ARGS__)                              \
+  X(avx512,                                                                                                          \
+    __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && \
+        __builtin_cpu_supports("avx512vl"),                                                                          \
+    __VA_ARGS__)
+#else
+#define VITRIFY_FOR_EACH_LEVEL(X, ...) X(scalar, true, __VA_ARGS__)
+#endif

@@ -1,0 +1,70 @@
+"""Every op by name. Importing this loads contracts alone; references (torch) and bodies (onnxscript) come when asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from vitrify.engine.errors import SpecError
+from vitrify.kernels.op import OpContract
+from vitrify.kernels.residual_diff.contract import RESIDUAL_DIFF
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["contract", "contracts", "function", "reference"]
+
+# One row per op: its contract and the folder that holds the rest.
+_OPS: dict[str, tuple[OpContract, str]] = {
+    RESIDUAL_DIFF.name: (RESIDUAL_DIFF, "residual_diff"),
+}
+
+
+def contracts() -> tuple[OpContract, ...]:
+    """All ops, by name."""
+    return tuple(row[0] for _name, row in sorted(_OPS.items()))
+
+
+def contract(name: str) -> OpContract:
+    """One op's contract. Raises SpecError listing the names known."""
+    return _row(name)[0]
+
+
+def reference(name: str) -> Callable[..., Any]:
+    """The float32 PyTorch function that says what the op computes: inputs in the contract's order → a tuple of outputs.
+
+    Needs torch. Raises SpecError for an unknown name.
+    """
+    return cast("Callable[..., Any]", _module(name, "reference").reference)
+
+
+def function(name: str, opset: int) -> onnx.FunctionProto:
+    """The op as a function of standard ops of the ONNX opset `opset`, to be appended to a model's `functions`.
+
+    The body names no file, line or time. Needs onnx and onnxscript. Raises SpecError for an unknown name, or for an opset
+    older than the one the body is written in.
+    """
+    body = _module(name, "body").body
+    proto: onnx.FunctionProto = body.to_function_proto()
+    for imported in proto.opset_import:
+        if imported.domain == "":
+            if opset < imported.version:
+                raise SpecError(f"op {name}: its body needs opset {imported.version} or newer, got {opset}")
+            imported.version = opset
+    proto.ClearField("doc_string")
+    for node in proto.node:
+        node.ClearField("doc_string")
+        del node.metadata_props[:]
+    return proto
+
+
+def _row(name: str) -> tuple[OpContract, str]:
+    try:
+        return _OPS[name]
+    except KeyError:
+        raise SpecError(f"op {name!r} is unknown; known: {', '.join(sorted(_OPS))}") from None
+
+
+def _module(name: str, part: str) -> Any:
+    return importlib.import_module(f"vitrify.kernels.{_row(name)[1]}.{part}")
