@@ -43,6 +43,7 @@ def describe(manifest: Manifest, artifact_id: str | None = None) -> list[Section
             tuple(_component_row(manifest, component) for component in manifest.components.values()),
         ),
         Section("denoiser", ("component", "when", "segments", "parameters", "bytes", "share"), tuple(_loop_rows(manifest))),
+        Section("repeated in every step without the latents", ("component", "computation"), tuple(_invariant_rows(manifest))),
         Section("graphs", ("graph", "parameters", "bytes", "graph file", "inputs", "outputs"), tuple(_graph_rows(manifest))),
         Section(
             "dimensions",
@@ -187,6 +188,12 @@ def _graph_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
         size = _bytes(manifest.files[graph.path].size) if graph.path in manifest.files else "-"
         tensors = ("\n".join(f"{t.name}: {t}" for t in side) for side in (graph.inputs, graph.outputs))
         yield name, _count(graph.parameters), _bytes(graph.parameter_bytes), size, *tensors
+
+
+def _invariant_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    for component in manifest.components.values():
+        for work in component.invariant_work:
+            yield component.name, work
 
 
 def _parity_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:

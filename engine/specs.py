@@ -211,6 +211,7 @@ class ComponentSpec:
     class_name: the source's class. encoding: the dtype most of its weights are stored in.
     config: the source's config.json. graphs: {"model": …}, or the denoiser's segments in running order
     (condition, embed, first, rest, finish). weights: safetensors files, paths within the artifact.
+    invariant_work: matrix products and activations that the loop repeats though no latent reaches them, `segment/value`.
     """
 
     name: str
@@ -220,6 +221,7 @@ class ComponentSpec:
     graphs: Mapping[str, GraphSpec]
     weights: tuple[str, ...]
     parity: ParitySpec
+    invariant_work: tuple[str, ...] = ()
 
     def to_json(self) -> Json:
         return {
@@ -231,11 +233,12 @@ class ComponentSpec:
             "graph_order": list(self.graphs),
             "weights": list(self.weights),
             "parity": self.parity.to_json(),
+            "invariant_work": list(self.invariant_work),
         }
 
     @classmethod
     def from_json(cls, data: Json, where: str = "component") -> ComponentSpec:
-        keys = ("name", "class_name", "encoding", "config", "graphs", "graph_order", "weights", "parity")
+        keys = ("name", "class_name", "encoding", "config", "graphs", "graph_order", "weights", "parity", "invariant_work")
         fields = expect_map(data, where, keys)
         graphs = expect_map(fields["graphs"], f"{where}.graphs")
         order = [expect(name, str, f"{where}.graph_order") for name in expect_list(fields["graph_order"], f"{where}.graph_order")]
@@ -249,6 +252,9 @@ class ComponentSpec:
             graphs={k: GraphSpec.from_json(graphs[k], f"{where}.graphs.{k}") for k in order},
             weights=tuple(expect(w, str, f"{where}.weights") for w in expect_list(fields["weights"], f"{where}.weights")),
             parity=ParitySpec.from_json(fields["parity"], f"{where}.parity"),
+            invariant_work=tuple(
+                expect(w, str, f"{where}.invariant_work") for w in expect_list(fields["invariant_work"], f"{where}.invariant_work")
+            ),
         )
 
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from vitrify.engine.dtypes import DType
 from vitrify.engine.specs import ComponentSpec, GraphSpec, ParitySpec, TensorSpec
+from vitrify.export.invariant_work import invariant_work
 from vitrify.export.recipe import ComponentRecipe
 from vitrify.export.source import TensorLocation
 
@@ -36,6 +37,7 @@ def component_spec(
         graphs=graphs,
         weights=weights,
         parity=ParitySpec(checked=False),
+        invariant_work=invariant_work(recipe, models) if recipe.segments is not None else (),
     )
 
 

@@ -1,0 +1,40 @@
+"""What the loop computes again in every step though no latent reaches it: the hoist's remainder, listed for `inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from vitrify.engine.denoiser import LOOP_SEGMENTS
+from vitrify.engine.errors import CompileError
+from vitrify.export.recipe import ComponentRecipe
+
+__all__ = ["invariant_work"]
+
+_WORK = frozenset({"Attention", "Conv", "Elu", "Erf", "Gelu", "Gemm", "MatMul", "Relu", "Sigmoid", "Softmax", "Tanh"})
+
+
+def invariant_work(recipe: ComponentRecipe, parts: Mapping[str, ir.Model]) -> tuple[str, ...]:
+    """Matrix products and activations of the loop's segments without a path from the latents, as `segment/weight` or `segment/value`.
+
+    These are what block 0 makes of the text: text tokens × this step's modulation, too large to keep for every step.
+    Raises CompileError when another segment has any: the hoist has then missed something.
+    """
+    latents = {i.name for i in recipe.inputs if i.role == "latents"}
+    touched: set[str] = set(latents)
+    found = []
+    for segment in LOOP_SEGMENTS:
+        graph = parts[segment].graph
+        reached = {v for v in graph.inputs if v.name in touched}
+        for node in graph:
+            if any(v in reached for v in node.inputs if v is not None):
+                reached.update(node.outputs)
+            elif node.op_type in _WORK:
+                weights = [str(v.name) for v in node.inputs if v is not None and v.producer() is None and v.const_value is None]
+                found.append((segment, next(iter(weights), str(node.outputs[0].name))))
+        touched |= {str(v.name) for v in graph.outputs if v in reached}
+    elsewhere = [f"{segment}/{name}" for segment, name in found if segment != "first"]
+    if elsewhere:
+        raise CompileError(f"{recipe.name}: known before the loop, yet computed in it: {', '.join(elsewhere[:5])}")
+    return tuple(f"{segment}/{name}" for segment, name in found)
