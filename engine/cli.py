@@ -54,7 +54,6 @@ _EXTRA_OF_MODULE = {
     "onnx_ir": "export",
     "onnxscript": "export",
     "onnxruntime": "cpu",
-    "psutil": "bench",
     "tensorrt_rtx": "tensorrt-rtx",
     "tensorrt_rtx_bindings": "tensorrt-rtx",
     "torch": "export",

@@ -74,7 +74,7 @@ def test_entries_without_a_config_are_no_models(tmp_path: Path) -> None:
 
 
 def test_not_a_pipeline_folder(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="not a diffusers pipeline folder: it has no model_index.json"):
+    with pytest.raises(SpecError, match=r"not a diffusers pipeline folder: it has no model_index\.json"):
         PipelineConfig.from_folder(tmp_path)
 
 

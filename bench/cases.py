@@ -1,0 +1,195 @@
+"""What is measured, as data: a FLUX transformer's shape, the sizes of a request, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vitrify.engine.errors import RequestError
+
+__all__ = ["CASES", "EMOJI", "FLUX_146M", "FLUX_DEV", "Case", "TransformerShape", "case"]
+
+_TIME_CHANNELS = 256  # sinusoids that the timestep and guidance embedders take
+
+
+@dataclass(frozen=True)
+class TransformerShape:
+    """A FLUX transformer's configuration (Black Forest Labs, FLUX.1, 2024), under short names."""
+
+    heads: int
+    head_dim: int
+    joint_dim: int
+    pooled_dim: int
+    in_channels: int
+    guidance: bool
+    rope_axes: tuple[int, ...]
+    double_blocks: int
+    single_blocks: int
+
+    @property
+    def width(self) -> int:
+        """Channels of a token inside the transformer."""
+        return self.heads * self.head_dim
+
+    def config(self) -> dict[str, Any]:
+        """The config.json of diffusers' FluxTransformer2DModel."""
+        return {
+            "_class_name": "FluxTransformer2DModel",
+            "attention_head_dim": self.head_dim,
+            "axes_dims_rope": list(self.rope_axes),
+            "guidance_embeds": self.guidance,
+            "in_channels": self.in_channels,
+            "joint_attention_dim": self.joint_dim,
+            "num_attention_heads": self.heads,
+            "num_layers": self.double_blocks,
+            "num_single_layers": self.single_blocks,
+            "out_channels": None,
+            "patch_size": 1,
+            "pooled_projection_dim": self.pooled_dim,
+        }
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all parameters."""
+        w = self.width
+
+        def linear(rows: int, columns: int) -> int:
+            return rows * columns + rows
+
+        embedder = linear(w, _TIME_CHANNELS) + linear(w, w)
+        text_embedder = linear(w, self.pooled_dim) + linear(w, w)
+        around = (
+            (2 if self.guidance else 1) * embedder
+            + text_embedder
+            + linear(w, self.in_channels)
+            + linear(w, self.joint_dim)
+            + linear(2 * w, w)
+            + linear(self.in_channels, w)
+        )
+        stream = linear(6 * w, w) + 4 * linear(w, w) + 2 * self.head_dim + linear(4 * w, w) + linear(w, 4 * w)
+        single = linear(3 * w, w) + 3 * linear(w, w) + 2 * self.head_dim + linear(4 * w, w) + linear(w, 5 * w)
+        return around + self.double_blocks * 2 * stream + self.single_blocks * single
+
+    def flops(self, batch: int, image_tokens: int, text_tokens: int) -> int:
+        """Multiplications and additions of the matrix products of one unsplit step; what is done once per row is left out."""
+        w, tokens = self.width, image_tokens + text_tokens
+        around = image_tokens * 2 * self.in_channels * w + text_tokens * self.joint_dim * w
+        block = tokens * 12 * w * w + 2 * tokens * tokens * w
+        return 2 * batch * (around + (self.double_blocks + self.single_blocks) * block)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure: a transformer at one size.
+
+    trained: the weights are the sample's; else random. batch: denoiser rows. rows, columns: image tokens down and across.
+    pixels_per_token: a token's height and width in the picture. steps: of the run that `condition` is spread over.
+    defaults: request defaults that the artifact carries.
+    """
+
+    name: str
+    summary: str
+    shape: TransformerShape
+    trained: bool
+    batch: int
+    rows: int
+    columns: int
+    pixels_per_token: int
+    text_tokens: int
+    steps: int = 20
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of the picture."""
+        return self.rows * self.columns
+
+    @property
+    def height_px(self) -> int:
+        """The picture's height."""
+        return self.rows * self.pixels_per_token
+
+    @property
+    def width_px(self) -> int:
+        """The picture's width."""
+        return self.columns * self.pixels_per_token
+
+    @property
+    def flops(self) -> int:
+        """Of one unsplit step, all rows; see TransformerShape.flops."""
+        return self.shape.flops(self.batch, self.image_tokens, self.text_tokens)
+
+
+EMOJI = TransformerShape(
+    heads=6,
+    head_dim=32,
+    joint_dim=128,
+    pooled_dim=96,
+    in_channels=32,
+    guidance=False,
+    rope_axes=(8, 12, 12),
+    double_blocks=2,
+    single_blocks=8,
+)
+
+FLUX_DEV = TransformerShape(
+    heads=24,
+    head_dim=128,
+    joint_dim=4096,
+    pooled_dim=768,
+    in_channels=64,
+    guidance=True,
+    rope_axes=(16, 56, 56),
+    double_blocks=19,
+    single_blocks=38,
+)
+
+FLUX_146M = TransformerShape(
+    heads=8,
+    head_dim=128,
+    joint_dim=1024,
+    pooled_dim=768,
+    in_channels=64,
+    guidance=True,
+    rope_axes=(16, 56, 56),
+    double_blocks=2,
+    single_blocks=4,
+)
+
+CASES: Mapping[str, Case] = {
+    one.name: one
+    for one in (
+        Case(
+            name="sample",
+            summary="the sample pipeline, true CFG in one lane",
+            shape=EMOJI,
+            trained=True,
+            batch=2,
+            rows=8,
+            columns=8,
+            pixels_per_token=8,
+            text_tokens=16,
+            defaults={"num_inference_steps": 20, "true_cfg_scale": 2.0, "negative_prompt": ""},
+        ),
+        Case(
+            name="flux-146m",
+            summary="a random FLUX transformer of width 1024",
+            shape=FLUX_146M,
+            trained=False,
+            batch=1,
+            rows=32,
+            columns=32,
+            pixels_per_token=16,
+            text_tokens=128,
+            defaults={"num_inference_steps": 20},
+        ),
+    )
+}
+
+
+def case(name: str) -> Case:
+    """The case called `name`. Raises RequestError listing those there are."""
+    if name not in CASES:
+        raise RequestError(f"case {name!r} is unknown; known: {', '.join(CASES)}")
+    return CASES[name]

@@ -1,0 +1,174 @@
+"""Measurements on paper: one JSON document for machines, tables for people."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.table import Table
+
+from vitrify.bench.cases import CASES
+from vitrify.bench.export_growth import Growth
+from vitrify.bench.machine import Machine
+from vitrify.bench.measure import Summary
+from vitrify.bench.results import CaseResult, LoopResult, RunResult
+from vitrify.bench.startup import Startup
+from vitrify.engine.errors import SpecError
+from vitrify.engine.specs import expect_map
+
+__all__ = ["case_tables", "document", "growth_table", "read_run", "startup_table", "write_json"]
+
+FORMAT = 1
+Kind = Literal["run", "export", "startup"]
+
+_MIB = 2**20
+
+
+def document(kind: Kind, machine: Machine, results: Any) -> dict[str, Any]:
+    """The JSON of one command: format and kind, the day (UTC), the machine, what was found."""
+    day = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return {"format": FORMAT, "kind": kind, "date": day, "machine": machine.to_json(), "results": results}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a document; numbers that are no numbers are refused (ValueError)."""
+    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
+
+
+def read_run(path: Path) -> RunResult:
+    """The results in a document of `bench run`. Raises SpecError naming the field that is wrong."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise SpecError(f"{path}: not JSON: {error}") from None
+    fields = expect_map(content, str(path), ("format", "kind", "date", "machine", "results"))
+    if (fields["format"], fields["kind"]) != (FORMAT, "run"):
+        raise SpecError(
+            f"{path}: got a {fields['kind']} document of format {fields['format']}, expected a run of format {FORMAT}"
+        )
+    return RunResult.from_json(fields["results"])
+
+
+def case_tables(result: CaseResult, limits: Mapping[str, float]) -> list[Table]:
+    """The peers of one case, and the runtime's loop where it was measured."""
+    tables = [_peer_table(result, limits)]
+    if result.loop is not None:
+        tables.append(_loop_table(result.loop))
+    return tables
+
+
+def _peer_table(result: CaseResult, limits: Mapping[str, float]) -> Table:
+    dims = ", ".join(f"{name} {size}" for name, size in result.dims.items())
+    summary = f"{CASES[result.name].summary}; " if result.name in CASES else ""
+    reached = ", ".join(f"{dtype} {value / 1e9:.0f} GFLOP/s" for dtype, value in limits.items())
+    table = Table(
+        title=f"{result.name}: {summary}{result.parameters / 1e6:.0f} M parameters; {dims}",
+        caption=f"Medians of rounds, 95 % bootstrap interval. A matrix product alone reaches {reached}." if reached else None,
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("peer", no_wrap=True)
+    for heading in ("error", "ms per step", "interval", "GFLOP/s", "ours / this", "interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, check in result.checks.items():
+        error = f"{check.relative:.0e}"
+        peer = result.peers.get(name)
+        if peer is None:
+            why = "not measured" if check.passed else f"wrong: allowed {check.tolerance:.0e}"
+            table.add_row(name, error, why, "", "", "", "")
+            continue
+        ratio = ("", "") if peer.ratio is None else (f"{peer.ratio.median:.3f}", _interval(peer.ratio, 1, 3))
+        speed = f"{result.flops / peer.step.median / 1e9:.0f}"
+        table.add_row(name, error, *_time(peer.step), speed, *ratio)
+        for part, seconds in peer.parts.items():
+            table.add_row(f"  {part}", "", *_time(seconds), "", "", "", style="dim")
+    return table
+
+
+def _loop_table(loop: LoopResult) -> Table:
+    table = Table(title=f"{loop.steps} steps through the runtime's loop", title_justify="left")
+    table.add_column("what", no_wrap=True)
+    for heading in ("ms", "interval", "outside plan.run()", "interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, whole, outside in (("whole request", loop.run, loop.run_outside), ("its loop", loop.loop, loop.loop_outside)):
+        table.add_row(name, *_time(whole), f"{outside.median:.2%}", f"{outside.low:.2%} – {outside.high:.2%}")
+    for graph, seconds in loop.graphs.items():
+        table.add_row(f"  {graph}", *_time(seconds), "", "", style="dim")
+    return table
+
+
+def growth_table(found: Iterable[Growth]) -> Table:
+    """Exports and plans, one a row."""
+    table = Table(title="vitrify export: time and memory", title_justify="left")
+    table.add_column("case", no_wrap=True)
+    for heading in (
+        "blocks",
+        "parameters",
+        "s",
+        "peak anonymous MiB",
+        "peak mapped MiB",
+        "weights MiB",
+        "over source",
+        "graphs MiB",
+    ):
+        table.add_column(heading, justify="right")
+    for one in found:
+        sizes = ("–", "–", "–")
+        if one.source_bytes and one.artifact_bytes is not None and one.graph_bytes is not None:
+            over = one.artifact_bytes / one.source_bytes - 1
+            sizes = (f"{one.artifact_bytes / _MIB:.0f}", f"{over:+.2%}", f"{one.graph_bytes / _MIB:.1f}")
+        table.add_row(
+            one.name,
+            f"{one.double_blocks} + {one.single_blocks}",
+            f"{one.parameters / 1e9:.2f} B",
+            f"{one.seconds:.1f}",
+            f"{one.peak_anonymous_bytes / _MIB:.0f}",
+            f"{one.peak_mapped_bytes / _MIB:.0f}",
+            *sizes,
+        )
+    return table
+
+
+def startup_table(found: Iterable[Startup]) -> Table:
+    """First images, one case a column."""
+    columns = list(found)
+    table = Table(title="From nothing to the first image: medians of fresh processes", title_justify="left")
+    table.add_column("what", no_wrap=True)
+    for one in columns:
+        table.add_column(one.case, justify="right")
+    seconds = {
+        "import vitrify.runtime": "import_s",
+        "… and its load": "import_load_s",
+        "load": "load_s",
+        "first image": "first_image_s",
+        "load and first image": "ready_s",
+        "whole process": "process_s",
+        "next image": "next_image_s",
+    }
+    for label, name in seconds.items():
+        table.add_row(label, *(f"{getattr(one, name):.3f} s" for one in columns))
+    sizes = {
+        "libraries, anonymous": "library_anonymous",
+        "libraries, mapped": "library_mapped",
+        "loaded, anonymous": "loaded_anonymous",
+        "loaded, mapped": "loaded_mapped",
+        "weights in float32": "weights_bytes",
+    }
+    for label, name in sizes.items():
+        table.add_row(label, *(f"{getattr(one, name) / _MIB:.0f} MiB" for one in columns))
+    table.add_row("resident / weights", *(f"{one.resident_over_weights:.2f}" for one in columns))
+    table.add_row("… without the libraries", *(f"{one.added_over_weights:.2f}" for one in columns))
+    return table
+
+
+def _time(summary: Summary) -> tuple[str, str]:
+    return f"{summary.median * 1e3:.3f}", _interval(summary, 1e3, 3)
+
+
+def _interval(summary: Summary, factor: float, digits: int) -> str:
+    return f"{summary.low * factor:.{digits}f} – {summary.high * factor:.{digits}f}"

@@ -1,0 +1,1 @@
+"""How emoji_flux was made: data, autoencoder, tokenizers, denoiser, and the loss they are judged by."""

@@ -1,0 +1,190 @@
+"""The pipeline contract: components constructed from a folder, one denoising step, images out."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from vitrify.engine.cache_config import DenoisingCacheConfig
+from vitrify.engine.component import ComponentModel, PipelineConfig, Weights
+from vitrify.engine.errors import SpecError
+from vitrify.runtime.caching.state import DenoisingCacheState, zero_state
+from vitrify.runtime.output import DiffusionPipelineOutput
+
+if TYPE_CHECKING:
+    from vitrify.engine.device import Device
+    from vitrify.engine.session import Backend
+
+__all__ = ["DiffusionPipeline"]
+
+Array = npt.NDArray[Any]
+
+
+class DiffusionPipeline(ABC):
+    """A diffusion pipeline of named components; subclass it with your own, or load a compiled one.
+
+    A subclass sets `components` (name → ComponentModel subclass) and fills `init_remaining_components`,
+    `prepare_inputs`, `execute` and, if it denoises by `run_denoising_step`, `run_transformer`.
+
+    pipeline_config: the model's folder and what it says of each model.
+    session: the backend that opens graphs, or None where the components bring their own callables.
+    devices: where to run. weight_paths: safetensors files by their path in the model's folder, `component/file`.
+    cache_config: None: every cache off.
+
+    Components become attributes of their names, in the order of `components`; then `init_remaining_components` runs.
+    Raises TypeError for keyword arguments that no subclass took; SpecError (a ValueError) for `components` not set,
+    a component that the folder lacks, weights that cannot be assigned, and a cache that is not in this version.
+    """
+
+    components: ClassVar[dict[str, type[ComponentModel]] | None] = None
+    unprefixed_weight_component: str | None = None
+    """The component that weight files without a `component/` prefix belong to."""
+
+    default_num_inference_steps: int = 50
+    default_residual_threshold: float = 0.05
+    default_taylorseer_cache_interval: int = 5
+    default_taylorseer_warmup_steps: int = 9
+    default_taylorseer_max_order: int = 1
+
+    def __init__(
+        self,
+        pipeline_config: PipelineConfig,
+        session: Backend | None,
+        devices: Sequence[Device],
+        weight_paths: Sequence[str | Path],
+        cache_config: DenoisingCacheConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        name = type(self).__name__
+        if kwargs:
+            raise TypeError(f"{name}() got unexpected keyword arguments: {', '.join(sorted(kwargs))}")
+        self.cache_config = self._filled(cache_config or DenoisingCacheConfig())
+        self.pipeline_config = pipeline_config
+        self.session = session
+        self.devices = list(devices)
+        if not self.components:
+            raise SpecError(f"{name}.components is not set.")
+        self._construct_components(self.components, weight_paths)
+        self.init_remaining_components()
+
+    @abstractmethod
+    def init_remaining_components(self) -> None:
+        """Set up what is no ComponentModel (tokenizers, schedulers, image processors). Called once, last."""
+
+    @abstractmethod
+    def prepare_inputs(self, context: Any) -> Any:
+        """What `execute` takes, made from a request.
+
+        context: a PixelGenerationContext, or any object with num_images_per_prompt, height, width, num_inference_steps.
+        """
+
+    @abstractmethod
+    def execute(self, model_inputs: Any, **kwargs: Any) -> DiffusionPipelineOutput:
+        """Run one prepared request; images [batch, height, width, 3] uint8."""
+
+    def create_cache_state(
+        self, batch_size: int, seq_len: int, transformer_config: Any, text_seq_len: int = 0
+    ) -> DenoisingCacheState:
+        """Fresh state for one lane of one request: the documented buffers of the caches that are on, zeros.
+
+        batch_size: rows. seq_len: image tokens. transformer_config: object or mapping with num_attention_heads,
+        attention_head_dim, patch_size, out_channels, in_channels (SpecError naming one that is missing).
+        text_seq_len: for caches that hold text; none does.
+        """
+        del text_seq_len
+        return zero_state(self.cache_config, batch_size, seq_len, transformer_config, np.float32)
+
+    def run_transformer(self, cache_state: DenoisingCacheState, **kwargs: Any) -> tuple[Array, ...]:
+        """One call of the transformer: `(noise_pred,)`. kwargs: what `run_denoising_step` was given."""
+        del cache_state, kwargs
+        raise SpecError(
+            f"{type(self).__name__} calls run_denoising_step, so it must define run_transformer(cache_state, **kwargs)"
+        )
+
+    def run_denoising_step(self, step: int, cache_state: DenoisingCacheState, device: Device, **kwargs: Any) -> Array:
+        """noise_pred of step `step` (0-based) for one lane.
+
+        kwargs go to `run_transformer`, whose tuple must have the documented form (else SpecError).
+        """
+        del step, device
+        cache_state.computed = None
+        outputs: Any = self.run_transformer(cache_state, **kwargs)
+        if not isinstance(outputs, tuple) or len(outputs) != 1:
+            got = f"a tuple of {len(outputs)}" if isinstance(outputs, tuple) else type(outputs).__name__
+            raise SpecError(
+                f"{type(self).__name__}.run_transformer returned {got}, expected (noise_pred,): first-block caching is off"
+            )
+        cache_state.computed = True
+        noise_pred: Array = outputs[0]
+        return noise_pred
+
+    def component_arguments(self, name: str) -> Mapping[str, Any]:
+        """Keyword arguments that component `name` is constructed with, those of them that its `__init__` names."""
+        del name
+        return {"cache_config": self.cache_config, "session": self.session}
+
+    def _filled(self, config: DenoisingCacheConfig) -> DenoisingCacheConfig:
+        if config.enabled:
+            flags = [flag for flag in ("first_block_caching", "taylorseer") if getattr(config, flag)]
+            raise SpecError(
+                f"cache_config: {' and '.join(flags)} on, but this version of vitrify has no step caches; leave it off"
+            )
+        return config.filled(
+            cache_interval=self.default_taylorseer_cache_interval,
+            warmup_steps=self.default_taylorseer_warmup_steps,
+            max_order=self.default_taylorseer_max_order,
+        )
+
+    def _construct_components(self, components: Mapping[str, Any], weight_paths: Sequence[str | Path]) -> None:
+        models = self.pipeline_config.models
+        wanted = {name: kind for name, kind in components.items() if isinstance(kind, type) and issubclass(kind, ComponentModel)}
+        for name in wanted:
+            if name not in models:
+                raise SpecError(
+                    f"component {name!r} of {type(self).__name__} is not in {self.pipeline_config.model_path}; "
+                    f"available: {', '.join(sorted(models)) or 'none'}"
+                )
+        files = self._files_by_component(wanted, weight_paths)
+        for name, model in wanted.items():
+            config = models[name]
+            named = inspect.signature(model.__init__).parameters
+            options = {key: value for key, value in self.component_arguments(name).items() if key in named}
+            weights = Weights(files[name])
+            setattr(self, name, model(dict(config.config), config.encoding, self.devices, weights, **options))
+
+    def _files_by_component(self, wanted: Mapping[str, Any], weight_paths: Sequence[str | Path]) -> dict[str, list[Path]]:
+        root = self.pipeline_config.model_path
+        files: dict[str, list[Path]] = {name: [] for name in wanted}
+        for given in weight_paths:
+            path = self._inside(Path(given), root)
+            name = path.parts[0] if len(path.parts) > 1 else self.unprefixed_weight_component
+            if name is None:
+                raise SpecError(
+                    f"weight file {str(given)!r} has no component/ prefix, and {type(self).__name__}.unprefixed_weight_component "
+                    f"is not set; put it under one of {', '.join(files)}, or set that attribute"
+                )
+            if name not in files and name not in self.pipeline_config.models:
+                raise SpecError(f"weight file {str(given)!r}: there is no component {name!r}; components: {', '.join(files)}")
+            files.setdefault(name, []).append(root / path)
+        for name in wanted:
+            files[name] = files[name] or sorted((root / name).glob("*.safetensors"))
+            if not files[name]:
+                raise SpecError(f"No weight files found for component {name!r} in {root / name}")
+        return files
+
+    @staticmethod
+    def _inside(path: Path, root: Path) -> Path:
+        """`path` relative to the model's folder `root`, in which it must lie."""
+        relative = Path(os.path.relpath(root / path, root))
+        if relative.parts[0] == "..":
+            raise SpecError(f"weight file {str(path)!r} lies outside the model folder {root}")
+        if not (root / relative).is_file():
+            raise SpecError(f"weight file {str(path)!r} does not exist in {root}")
+        return relative

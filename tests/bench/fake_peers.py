@@ -1,0 +1,85 @@
+"""Peers without a process: they answer from a formula, and time by a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitrify.bench.cases import Case, TransformerShape
+from vitrify.bench.inputs import CaseInputs
+from vitrify.bench.measure import Timing
+
+__all__ = ["TINY", "FakePeer", "linear_model"]
+
+TINY = Case(
+    name="tiny",
+    summary="for tests",
+    shape=TransformerShape(
+        heads=2,
+        head_dim=8,
+        joint_dim=12,
+        pooled_dim=32,
+        in_channels=16,
+        guidance=True,
+        rope_axes=(2, 2, 4),
+        double_blocks=1,
+        single_blocks=1,
+    ),
+    trained=False,
+    batch=2,
+    rows=3,
+    columns=4,
+    pixels_per_token=8,
+    text_tokens=5,
+    steps=4,
+)
+
+
+def linear_model(inputs: CaseInputs, step: int) -> Any:
+    """A noise_pred that every input moves."""
+    assert inputs.guidance is not None
+    row = inputs.pooled_projections.mean(axis=1) + inputs.guidance + inputs.timesteps[step]
+    spread = np.arange(len(inputs.txt_ids)) @ inputs.txt_ids + np.arange(len(inputs.img_ids)) @ inputs.img_ids
+    text = inputs.encoder_hidden_states.mean(axis=(1, 2))
+    return (inputs.latents + (row + text + spread.sum())[:, None, None]).astype(np.float32)
+
+
+@dataclass
+class FakePeer:
+    """predict: what it computes. seconds: of a step, one call after another, the last repeats. condition_s: of `condition`.
+
+    parts: shares of a step's seconds by name. asked: what was called, in order.
+    """
+
+    model: Callable[[CaseInputs, int], Any] = linear_model
+    seconds: Sequence[float] = (1.0,)
+    condition_s: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    _inputs: CaseInputs | None = None
+    _steps: int = 0
+
+    def open(self) -> None:
+        self.asked.append("open")
+
+    def give(self, inputs: Path) -> None:
+        self._inputs = CaseInputs.load(inputs)
+
+    def predict(self, step: int) -> Any:
+        assert self._inputs is not None
+        return self.model(self._inputs, step)
+
+    def time(self, what: str, count: int) -> Timing:
+        self.asked.append(what)
+        if what == "condition":
+            return Timing((self.condition_s,) * count)
+        seconds = tuple(self.seconds[min(self._steps + i, len(self.seconds) - 1)] for i in range(count))
+        self._steps += count
+        return Timing(seconds, {name: tuple(share * s for s in seconds) for name, share in self.parts.items()})
+
+    def close(self) -> None:
+        self.asked.append("close")

@@ -1,0 +1,142 @@
+"""What a run leaves behind: JSON that reads back as it was, and tables that say what happened."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from vitrify.bench.export_growth import Growth
+from vitrify.bench.machine import Machine, this_machine
+from vitrify.bench.measure import Summary
+from vitrify.bench.report import case_tables, document, growth_table, read_run, startup_table, write_json
+from vitrify.bench.results import CaseResult, Check, LoopResult, PeerResult, RunResult
+from vitrify.bench.startup import Startup
+from vitrify.engine.errors import SpecError
+
+
+def summary(median: float) -> Summary:
+    return Summary(median, median * 0.9, median * 1.1, 5)
+
+
+MACHINE = Machine("a processor", ("avx2",), 2, 1 << 34, "Linux x86_64", "3.11.7", {"torch": "2.13.0"})
+
+CASE = CaseResult(
+    name="sample",
+    parameters=7_360_544,
+    flops=1_000_000_000,
+    dims={"batch": 2, "image_tokens": 64, "text_tokens": 16, "steps": 20},
+    sensitivity={"timesteps": 0.5},
+    checks={"vitrify": Check(1e-6, 1e-5, 1e-4), "plain-ort": Check(2e-6, 1e-5, 1e-4), "eager-bf16": Check(0.5, math.inf, 5e-2)},
+    peers={
+        "vitrify": PeerResult(summary(0.004), {"transformer/rest": summary(0.003), "outside plan.run()": summary(0.0001)}),
+        "plain-ort": PeerResult(summary(0.005), {}, summary(0.8)),
+    },
+    loop=LoopResult(20, summary(0.1), summary(0.09), summary(0.03), summary(0.02), {"transformer/rest": summary(0.05)}),
+)
+RUN = RunResult(threads=2, rounds=5, limits={"float32": 3.8e11}, cases=(CASE, replace(CASE, name="other", peers={}, loop=None)))
+
+
+def printed(*tables: object) -> str:
+    console = Console(width=200, record=True, quiet=False, file=None, force_terminal=False)
+    with console.capture() as capture:
+        for table in tables:
+            console.print(table)
+    return capture.get()
+
+
+def test_a_run_survives_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "run.json"
+    write_json(path, document("run", MACHINE, RUN.to_json()))
+    assert read_run(path) == RUN
+
+
+def test_the_document_is_plain_json_and_says_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    write_json(path, document("run", MACHINE, RUN.to_json()))
+
+    def refuse(text: str) -> None:
+        raise AssertionError(f"{text} is no JSON")
+
+    content = json.loads(path.read_text(), parse_constant=refuse)
+    assert (content["format"], content["kind"]) == (1, "run")
+    assert content["machine"]["cpu_flags"] == ["avx2"]
+    assert content["results"]["cases"][0]["checks"]["eager-bf16"]["worst"] is None
+
+
+@pytest.mark.parametrize(("field", "value"), [("kind", "export"), ("format", 2), ("results", {"threads": 2}), ("results", None)])
+def test_a_document_of_another_kind_is_refused(tmp_path: Path, field: str, value: object) -> None:
+    path = tmp_path / "run.json"
+    content = {**document("run", MACHINE, RUN.to_json()), field: value}
+    path.write_text(json.dumps(content))
+    with pytest.raises(SpecError, match=r"run\.json|results"):
+        read_run(path)
+
+
+def test_damaged_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text('{"format": 1')
+    with pytest.raises(SpecError, match="not JSON"):
+        read_run(path)
+
+
+def test_a_field_of_another_type_is_named() -> None:
+    data = RUN.to_json()
+    data["cases"][0]["peers"]["plain-ort"]["step_s"]["median"] = "fast"
+    with pytest.raises(SpecError, match=r"results\.cases\[0\]\.peers\.plain-ort\.step_s\.median"):
+        RunResult.from_json(data)
+
+
+def test_no_number_is_written_as_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "run.json", {"seconds": math.nan})
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_the_machine_has_no_name_and_no_path() -> None:
+    import socket
+
+    text = json.dumps(this_machine().to_json())
+    assert socket.gethostname() not in text
+    assert "/" not in text.replace("Linux", "")
+
+
+def test_the_processor_is_read_from_its_description(tmp_path: Path) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx2 avx512_bf16\n\nmodel name\t: Other\n")
+    machine = this_machine(path)
+    assert machine.cpu == "Some CPU @ 2 GHz"
+    assert machine.cpu_flags == ("avx2", "avx512_bf16")
+    assert this_machine(tmp_path / "absent").cpu
+
+
+def test_the_table_shows_numbers_only_for_the_right() -> None:
+    text = printed(*case_tables(CASE, RUN.limits))
+    lines = {line.split()[1]: line for line in text.splitlines() if line.startswith("│")}
+    assert "4.000" in lines["vitrify"]
+    assert "0.800" in lines["plain-ort"]
+    assert "200" in lines["plain-ort"]  # 1 GFLOP in 5 ms
+    assert "wrong: allowed 5e-02" in lines["eager-bf16"]
+    assert "outside plan.run()" in text
+    assert "2.00%" in text
+    assert "380 GFLOP/s" in text
+
+
+def test_a_right_peer_beside_our_wrong_one_is_said_to_be_unmeasured() -> None:
+    text = printed(*case_tables(replace(CASE, peers={}, loop=None), {}))
+    assert "not measured" in text
+
+
+def test_growth_and_startup_tables() -> None:
+    growth = Growth("wide-whole", 3, 6, 1_900_000_000, 60.0, 2 << 30, 1 << 30, 4_000_000, 4_020_000, 2 << 20, ())
+    text = printed(growth_table([growth, replace(growth, name="plan", source_bytes=None)]))
+    assert "+0.50%" in text
+    assert "1.90 B" in text
+    startup = Startup("sample", 0.1, 0.2, 0.3, 0.4, 0.7, 1.5, 0.1, 50 << 20, 20 << 20, 90 << 20, 40 << 20, 40 << 20)
+    assert startup.resident_over_weights == pytest.approx(3.25)
+    assert startup.added_over_weights == pytest.approx(1.5)
+    assert "3.25" in printed(startup_table([startup]))

@@ -1,0 +1,139 @@
+"""A case with fake peers: who is wrong gets no number, and the numbers are the stated arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.bench.fake_peers import TINY, FakePeer, linear_model
+from vitrify.bench.inputs import CaseInputs, draw_inputs
+from vitrify.bench.results import CaseResult
+from vitrify.bench.run_case import measure_case
+from vitrify.engine.errors import ParityError
+
+PARTS = {"transformer/embed": 0.25, "transformer/rest": 0.5}
+
+
+def wrong_model(inputs: CaseInputs, step: int) -> Any:
+    return linear_model(inputs, step) * np.float32(1.001)
+
+
+def late_wrong_model(inputs: CaseInputs, step: int) -> Any:
+    return linear_model(inputs, min(step, 2))
+
+
+def nan_model(inputs: CaseInputs, step: int) -> Any:
+    return linear_model(inputs, step) * np.float32("nan")
+
+
+def measured(peers: dict[str, FakePeer], scratch: Path, *, rounds: int = 2) -> CaseResult:
+    tolerances = {name: 1e-2 if name == "loose" else 1e-4 for name in peers}
+    return measure_case(TINY, peers, tolerances, scratch, rounds=rounds, settle=lambda: None)
+
+
+def test_right_peers_are_measured(tmp_path: Path) -> None:
+    ours = FakePeer(seconds=(0.1,), condition_s=0.08, parts=PARTS)
+    other = FakePeer(seconds=(0.2,))
+    result = measured({"vitrify": ours, "eager-fp32": FakePeer(seconds=(0.6,)), "plain-ort": other}, tmp_path)
+    assert result.passed
+    assert result.peers["vitrify"].step.median == pytest.approx(0.1 + 0.08 / TINY.steps)
+    assert result.peers["plain-ort"].step.median == pytest.approx(0.2)
+    ratio = result.peers["plain-ort"].ratio
+    assert ratio is not None
+    assert ratio.median == pytest.approx(0.12 / 0.2)
+    assert result.peers["vitrify"].ratio is None
+
+
+def test_parts_and_the_time_outside_them_make_the_step(tmp_path: Path) -> None:
+    ours = FakePeer(seconds=(0.1,), condition_s=0.08, parts=PARTS)
+    found = measured({"vitrify": ours, "eager-fp32": FakePeer()}, tmp_path).peers["vitrify"]
+    assert {name: part.median for name, part in found.parts.items()} == pytest.approx(
+        {"condition, per step": 0.02, "transformer/embed": 0.025, "transformer/rest": 0.05, "outside plan.run()": 0.025}
+    )
+    assert sum(part.median for part in found.parts.values()) == pytest.approx(found.step.median)
+
+
+def test_visits_begin_with_a_step_that_does_not_count(tmp_path: Path) -> None:
+    # Calibration takes 3 steps, then visits of 1 + 1: every first one is slow.
+    ours = FakePeer(seconds=(1.0, 1.0, 1.0, 50.0, 1.0, 50.0, 1.0))
+    assert measured({"vitrify": ours, "eager-fp32": FakePeer()}, tmp_path, rounds=1).peers["vitrify"].step.median == 1.0
+
+
+def test_a_wrong_peer_gets_no_number(tmp_path: Path) -> None:
+    wrong = FakePeer(wrong_model)
+    peers = {"vitrify": FakePeer(), "eager-fp32": FakePeer(), "plain-ort": wrong, "loose": FakePeer(wrong_model)}
+    result = measured(peers, tmp_path)
+    assert not result.passed
+    assert result.checks["plain-ort"].relative == pytest.approx(1e-3, rel=0.01)
+    assert set(result.peers) == {"vitrify", "eager-fp32", "loose"}
+    assert "step" not in wrong.asked
+
+
+@pytest.mark.parametrize("model", [wrong_model, late_wrong_model, nan_model, lambda i, s: linear_model(i, s)[:1]])
+def test_if_ours_is_wrong_nobody_gets_a_number(tmp_path: Path, model: Any) -> None:
+    peers = {"vitrify": FakePeer(model), "eager-fp32": FakePeer()}
+    result = measured(peers, tmp_path)
+    assert not result.checks["vitrify"].passed
+    assert not result.peers
+    assert not any("step" in peer.asked for peer in peers.values())
+
+
+def test_one_far_element_is_wrong_even_if_the_norm_is_small(tmp_path: Path) -> None:
+    def spiked(inputs: CaseInputs, step: int) -> Any:
+        result = linear_model(inputs, step)
+        result[0, 0, 0] += np.float32(0.003 * np.sqrt((result**2).mean()))
+        return result
+
+    check = measured({"vitrify": FakePeer(spiked), "eager-fp32": FakePeer()}, tmp_path).checks["vitrify"]
+    assert check.worst > 20 * 1e-4
+    assert not check.passed
+
+
+def test_a_reference_of_nan_passes_nothing(tmp_path: Path) -> None:
+    def later_nan(inputs: CaseInputs, step: int) -> Any:
+        return nan_model(inputs, step) if step else linear_model(inputs, step)
+
+    result = measured({"vitrify": FakePeer(), "eager-fp32": FakePeer(later_nan)}, tmp_path)
+    assert not any(check.passed for check in result.checks.values())
+
+
+@pytest.mark.parametrize("name", ["timesteps", "pooled_projections", "encoder_hidden_states", "guidance", "img_ids", "txt_ids"])
+def test_a_check_that_could_not_fail_is_refused(tmp_path: Path, name: str) -> None:
+    fixed = getattr(draw_inputs(TINY, 11), name)
+
+    def deaf(inputs: CaseInputs, step: int) -> Any:
+        return linear_model(replace(inputs, **{name: fixed}), step)
+
+    with pytest.raises(ParityError, match=f"another {name} moves"):
+        measured({"vitrify": FakePeer(), "eager-fp32": FakePeer(deaf)}, tmp_path)
+
+
+def test_inputs_survive_the_file(tmp_path: Path) -> None:
+    for case in (TINY, replace(TINY, shape=replace(TINY.shape, guidance=False))):
+        inputs = draw_inputs(case, 3)
+        inputs.save(tmp_path / "inputs.npz")
+        loaded = CaseInputs.load(tmp_path / "inputs.npz")
+        assert (loaded.guidance is None) == (not case.shape.guidance)
+        for name in ("latents", "encoder_hidden_states", "pooled_projections", "timesteps", "img_ids", "txt_ids"):
+            np.testing.assert_array_equal(getattr(loaded, name), getattr(inputs, name))
+
+
+def test_every_input_is_changed_alone() -> None:
+    inputs = draw_inputs(TINY, 3)
+    changes = inputs.changes(4)
+    assert set(changes) == {
+        "latents",
+        "encoder_hidden_states",
+        "pooled_projections",
+        "timesteps",
+        "img_ids",
+        "txt_ids",
+        "guidance",
+    }
+    for name, changed in changes.items():
+        differing = [other for other in changes if not np.array_equal(getattr(changed, other), getattr(inputs, other))]
+        assert differing == [name]

@@ -1,0 +1,48 @@
+"""One-op ONNX models for the tests: a node of the domain `vitrify` with its body beside it."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import helper
+
+from vitrify.engine.specs import TensorSpec
+from vitrify.kernels import registry
+from vitrify.kernels.op import DOMAIN
+
+__all__ = ["OPSET", "one_op_model"]
+
+OPSET = 23
+
+
+def one_op_model(name: str, *, marked: bool = False, with_body: bool = True) -> onnx.ModelProto:
+    """A graph of that node alone. `marked` adds 1000 to the body's first output: whoever returns it has run the body."""
+    contract = registry.contract(name)
+    graph = helper.make_graph(
+        [helper.make_node(name, [t.name for t in contract.inputs], [t.name for t in contract.outputs], domain=DOMAIN)],
+        "one_op",
+        [_value(t) for t in contract.inputs],
+        [_value(t) for t in contract.outputs],
+    )
+    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, contract.version)]
+    functions = []
+    if with_body:
+        body = registry.function(name, OPSET)
+        functions.append(_mark(body) if marked else body)
+    # IR version 10: the newest that every runtime under test reads.
+    return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=10)
+
+
+def _value(tensor: TensorSpec) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(tensor.name, tensor.dtype.onnx, list(tensor.shape))
+
+
+def _mark(body: onnx.FunctionProto) -> onnx.FunctionProto:
+    first = body.output[0]
+    for node in body.node:
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                if name == first:
+                    names[i] = "unmarked"
+    body.node.append(helper.make_node("Constant", [], ["mark"], value_float=1000.0))
+    body.node.append(helper.make_node("Add", ["unmarked", "mark"], [first]))
+    return body

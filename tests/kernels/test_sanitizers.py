@@ -1,0 +1,93 @@
+"""The op library under AddressSanitizer and UndefinedBehaviorSanitizer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Arrays of exactly the size that the kernel may touch; argument: one more token is claimed than there is.
+PROGRAM = """
+import ctypes, sys
+import numpy as np
+library, claimed = ctypes.CDLL(sys.argv[1]), int(sys.argv[2])
+library.vitrify_cpu_level_name.restype = ctypes.c_char_p
+levels = [library.vitrify_cpu_level_name(i) for i in range(8) if library.vitrify_cpu_level_supported(i)]
+for level in levels:
+    assert library.vitrify_force_cpu_level(level) == 0
+    for shape in ((1, 1, 1), (2, 63, 31), (3, 123, 192), (1, 0, 7), (600, 3, 5), (1, 1025, 100)):
+        h1, h0, r_ref = (np.ones(shape, np.float32) for _ in range(3))
+        r, sums = np.empty(shape, np.float32), np.empty((shape[0], 2), np.float32)
+        batch, tokens, width = shape
+        pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (h1, h0, r_ref, r, sums)]
+        library.vitrify_residual_diff_f32(*pointers, *map(ctypes.c_int64, (batch, tokens + claimed, width)))
+        assert claimed or np.array_equal(sums, np.full_like(sums, tokens * width))
+print("clean")
+"""
+
+# The same through ONNX Runtime: registration, shape inference, a run on two threads.
+SESSION = """
+import sys
+import numpy as np, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 2
+options.register_custom_ops_library(sys.argv[1])
+session = onnxruntime.InferenceSession(sys.argv[2], options)
+feed = {name: np.ones((2, 1025, 64), np.float32) for name in ("h1", "h0", "r_ref")}
+assert np.array_equal(session.run(["sums"], feed)[0], np.full((2, 2), 1025 * 64, np.float32))
+print("clean")
+"""
+
+
+def _tool(name: str) -> str:
+    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert found is not None, f"{name} is needed; make setup installs it"
+    return found
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    build = tmp_path_factory.mktemp("sanitized")
+    configure = ["-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}"]
+    options = ["-DVITRIFY_SANITIZE=address;undefined", "-DCMAKE_BUILD_TYPE=Release"]
+    for command in ([*configure, *options], ["--build", str(build)]):
+        subprocess.run([_tool("cmake"), *command], check=True, capture_output=True)
+    return build / "libvitrify_ops.so"
+
+
+def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    asan = subprocess.run(["c++", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True).stdout.strip()
+    # The interpreter itself leaks by design; memory errors are what is looked for.
+    environment = {**os.environ, "LD_PRELOAD": asan, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+def test_kernels_touch_only_their_arrays(library: Path) -> None:
+    done = _run(PROGRAM, str(library), "0")
+    assert (done.returncode, done.stdout.strip()) == (0, "clean"), done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_an_overrun_would_be_seen(library: Path) -> None:
+    done = _run(PROGRAM, str(library), "1")
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_session_is_clean(library: Path, tmp_path: Path) -> None:
+    from tests.kernels.op_models import one_op_model
+
+    model = tmp_path / "model.onnx"
+    model.write_bytes(one_op_model("ResidualDiff", with_body=False).SerializeToString())
+    done = _run(SESSION, str(library), str(model))
+    assert (done.returncode, done.stdout.strip()) == (0, "clean"), done.stderr[-2000:]

@@ -1,0 +1,215 @@
+"""Every bad value has a RequestError that names it, raised before anything runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.runtime.toy_flux import Toy, make_toy
+from vitrify.engine.artifact import Artifact
+from vitrify.engine.errors import ArtifactError, RequestError, SpecError
+from vitrify.engine.specs import Dim
+from vitrify.runtime import PixelGenerationContext
+from vitrify.runtime.families.registry import FAMILIES, family
+from vitrify.runtime.values import check_dim
+
+EMBEDS, POOLED = np.zeros((1, 6, 5), np.float32), np.zeros((1, 4), np.float32)
+LATENTS = np.zeros((1, 16, 12), np.float32)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    return make_toy(tmp_path_factory.mktemp("toy"))
+
+
+def with_nan(array: Any) -> Any:
+    copy = array.copy()
+    copy.flat[3] = np.nan
+    return copy
+
+
+CASES: list[tuple[dict[str, Any], str]] = [
+    ({}, "prompt: got none"),
+    ({"prompt": 3}, "prompt: got int, expected a text or a list of texts"),
+    ({"prompt": []}, "prompt: got an empty list"),
+    ({"prompt": ["cat", None]}, "prompt: got ['NoneType', 'str']"),
+    ({"prompt": b"cat"}, "prompt: got bytes"),
+    ({"prompt": "lone \ud800"}, "not valid Unicode"),
+    ({"prompt": ["cat", "dog"], "prompt_2": ["a", "b", "c"]}, "prompt_2: got 3 texts for 2 prompts"),
+    ({"prompt": ["cat", "dog"], "negative_prompt": ["a"], "true_cfg_scale": 2.0}, "negative_prompt: got 1 texts for 2 prompts"),
+    ({"prompt": "cat", "prompt_embeds": EMBEDS, "pooled_prompt_embeds": POOLED}, "prompt and prompt_embeds"),
+    ({"prompt_2": "cat", "prompt_embeds": EMBEDS, "pooled_prompt_embeds": POOLED}, "prompt_2 and prompt_embeds"),
+    ({"prompt_embeds": EMBEDS}, "prompt_embeds without pooled_prompt_embeds"),
+    (
+        {"prompt": "cat", "true_cfg_scale": 2.0, "negative_prompt_embeds": EMBEDS},
+        "negative_prompt_embeds without negative_pooled_prompt_embeds",
+    ),
+    ({"prompt_embeds": EMBEDS.astype(np.float64), "pooled_prompt_embeds": POOLED}, "prompt_embeds: got float64[1, 6, 5]"),
+    ({"prompt_embeds": with_nan(EMBEDS), "pooled_prompt_embeds": POOLED}, "prompt_embeds: 1 of its 30 values are NaN"),
+    ({"prompt_embeds": EMBEDS[..., :4], "pooled_prompt_embeds": POOLED}, "expected float32[prompts, text_tokens=6, dim=5]"),
+    ({"prompt_embeds": EMBEDS[0], "pooled_prompt_embeds": POOLED}, "got float32[6, 5]"),
+    ({"prompt_embeds": EMBEDS, "pooled_prompt_embeds": np.zeros((2, 4), np.float32)}, "pooled_prompt_embeds: got float32[2, 4]"),
+    (
+        {"prompt_embeds": EMBEDS, "pooled_prompt_embeds": POOLED, "max_sequence_length": 7},
+        "max_sequence_length=7, but prompt_embeds have 6 text tokens",
+    ),
+    (
+        {"prompt_embeds": np.zeros((1, 13, 5), np.float32), "pooled_prompt_embeds": POOLED},
+        "text tokens of prompt_embeds=13 is outside what this artifact was compiled for: 4..12; "
+        "re-export with --max-sequence-length 4:13 or ask for 12",
+    ),
+    ({"prompt": "cat", "height": 18}, "height=18 is outside what this artifact was compiled for: 8..32 in steps of 4"),
+    ({"prompt": "cat", "height": 18}, "re-export with --height 8:32 or ask for 16 or 20"),
+    ({"prompt": "cat", "height": 64}, "re-export with --height 8:64 or ask for 32"),
+    ({"prompt": "cat", "width": 4}, "width=4 is outside what this artifact was compiled for: 8..32 in steps of 4"),
+    ({"prompt": "cat", "width": 0}, "width=0: expected a whole number of at least 1"),
+    ({"prompt": "cat", "height": 16.0}, "height=16.0: expected a whole number"),
+    ({"prompt": "cat", "height": True}, "height=True: expected a whole number"),
+    ({"prompt": "cat", "num_inference_steps": 0}, "num_inference_steps=0: expected a whole number of at least 1"),
+    ({"prompt": "cat", "num_inference_steps": -3}, "num_inference_steps=-3"),
+    ({"prompt": "cat", "num_inference_steps": "4"}, "num_inference_steps='4'"),
+    (
+        {"prompt": "cat", "num_inference_steps": 4, "sigmas": [1.0, 0.5]},
+        "num_inference_steps=4 and 2 sigmas contradict each other",
+    ),
+    ({"prompt": "cat", "sigmas": []}, "num_inference_steps=0"),
+    ({"prompt": "cat", "sigmas": [1.0, float("nan")]}, "sigmas: got"),
+    ({"prompt": "cat", "sigmas": [2.0, 1.0]}, "expected numbers from 0 to 1"),
+    ({"prompt": "cat", "sigmas": 0.5}, "sigmas: got 0.5, expected a list of numbers from 0 to 1"),
+    ({"prompt": "cat", "guidance_scale": float("inf")}, "guidance_scale=inf: expected a finite number"),
+    ({"prompt": "cat", "true_cfg_scale": "2"}, "true_cfg_scale='2': expected a finite number"),
+    ({"prompt": "cat", "num_images_per_prompt": 0}, "num_images_per_prompt=0"),
+    (
+        {"prompt": ["cat"] * 3, "num_images_per_prompt": 2},
+        "rows=6 (3 prompts × 2 images) is outside what this artifact was compiled",
+    ),
+    ({"prompt": ["cat"] * 5}, "re-export with --batch 1:5 or ask for 4"),
+    (
+        {"prompt": "cat", "max_sequence_length": 512},
+        "max_sequence_length=512 is outside what this artifact was compiled for: 4..12",
+    ),
+    ({"prompt": "cat", "latents": LATENTS.astype(np.float64)}, "latents: got float64[1, 16, 12], expected float32"),
+    ({"prompt": "cat", "latents": LATENTS.astype(np.float64)}, "convert it with .astype('float32')"),
+    (
+        {"prompt": "cat", "latents": LATENTS[:, :8]},
+        "latents: got float32[1, 8, 12], expected float32[rows=1, image_tokens=16, channels=12]",
+    ),
+    ({"prompt": "cat", "latents": np.zeros((1, 3, 8, 8), np.float32)}, "latents: got float32[1, 3, 8, 8]"),
+    ({"prompt": ["cat", "dog"], "latents": LATENTS}, "expected float32[rows=2"),
+    ({"prompt": "cat", "latents": with_nan(LATENTS)}, "latents: 1 of its 192 values are NaN or infinite"),
+    ({"prompt": "cat", "latents": "noise"}, "latents: got <U5[]"),
+    ({"prompt": "cat", "latents": [[1.0], [1.0, 2.0]]}, "latents: got a list that numpy does not take"),
+    (
+        {"prompt": "cat", "latents": torch.zeros(1, 16, 12, dtype=torch.bfloat16)},
+        "latents: got a Tensor that numpy does not take",
+    ),
+    ({"prompt": "cat", "latents": LATENTS, "seed": 3}, "seed and latents both say where to start"),
+    ({"prompt": "cat", "seed": 1.5}, "seed=1.5: expected a whole number"),
+    ({"prompt": "cat", "seed": "1"}, "seed='1'"),
+    ({"prompt": "cat", "seed": 2**64}, "seed: got 18446744073709551616"),
+    ({"prompt": "cat", "seed": [1, 2]}, "seed: got 2 seeds for 1 images"),
+    ({"prompt": "cat", "seed": [None]}, "seed: got None"),
+    ({"prompt": "cat", "output_type": "jpeg"}, "output_type='jpeg' is unknown; known: pil, np, uint8, latent"),
+    ({"prompt": "cat", "output_type": None}, "output_type=None is unknown"),
+    ({"prompt": "cat", "callback_on_step_end": 3}, "callback_on_step_end=3: expected a function"),
+]
+
+
+@pytest.mark.parametrize(("request_", "message"), CASES, ids=[message[:50] for _, message in CASES])
+def test_bad_request(toy: Toy, request_: dict[str, Any], message: str) -> None:
+    toy.backend.runs.clear()
+    with pytest.raises(RequestError, match=re.escape(message)):
+        toy.pipe(**request_)
+    assert toy.backend.runs == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"input_image": object()}, "input_image: drawing from an image is not supported"),
+        ({"timesteps": [1000.0]}, "timesteps: schedules are given as sigmas"),
+        ({"residual_threshold": 0.1}, "residual_threshold: it acts with first-block caching alone"),
+        ({"text_ids": np.zeros((5, 3), np.float32)}, "text_ids: got float32[5, 3], expected float32[tokens=6, axes=3]"),
+        ({"latent_image_ids": np.zeros((16, 2), np.float32)}, "latent_image_ids: got float32[16, 2]"),
+        ({"tokens": np.zeros((1, 8), np.int64)}, "tokens without tokens_2"),
+        ({"tokens": np.zeros((1, 7), np.int64), "tokens_2": np.zeros((1, 6), np.int64)}, "expected int64[prompts, tokens=8]"),
+        ({"tokens": np.zeros((1, 8), np.int64), "tokens_2": np.zeros((2, 6), np.int64)}, "tokens_2: got int64[2, 6]"),
+        ({"tokens": np.zeros((1, 8)), "tokens_2": np.zeros((1, 6), np.int64)}, "tokens: got float64[1, 8]"),
+        ({"tokens": np.zeros((1, 8), np.int64), "prompt_embeds": EMBEDS}, "tokens and prompt_embeds"),
+    ],
+)
+def test_bad_context(toy: Toy, fields: dict[str, Any], message: str) -> None:
+    prompt = None if "tokens" in fields else ["cat"]
+    with pytest.raises(RequestError, match=re.escape(message)):
+        toy.pipe.prepare_inputs(PixelGenerationContext(prompt=prompt, **fields))
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"prompt_embeds": EMBEDS}, "returned ['prompt_embeds']; known: cancel, latents"),
+        ({"latents": LATENTS[:, :3]}, "the callback's latents: got float32[1, 3, 12]"),
+        ({"latents": with_nan(LATENTS)}, "NaN"),
+    ],
+)
+def test_bad_answer_of_a_callback(toy: Toy, answer: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(message)):
+        toy.pipe("cat", callback_on_step_end=lambda *_: answer)
+    assert toy.pipe("cat", seed=1, output_type="uint8").images.shape == (1, 16, 16, 3)
+
+
+def test_an_error_in_a_callback_ends_its_request_alone(toy: Toy) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        toy.pipe("cat", callback_on_step_end=fail)
+    toy.pipe("cat")
+
+
+def test_fluxpipeline_arguments_that_do_not_exist_here(toy: Toy) -> None:
+    for name in ("generator", "joint_attention_kwargs", "ip_adapter_image", "steps"):
+        with pytest.raises(TypeError, match=name):
+            toy.pipe("cat", **{name: None})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="unknown"):
+        toy.pipe.execute(toy.pipe.prepare_inputs(PixelGenerationContext(prompt=["cat"])), unknown=1)
+
+
+def test_a_single_allowed_size_is_named_alone() -> None:
+    fixed = Dim("height", 64, 64, 64, 8)
+    with pytest.raises(RequestError, match=r"compiled for: 64; re-export with --height 64:72 or ask for 64"):
+        check_dim(72, fixed, "height", "--height")
+    with pytest.raises(RequestError, match=r"re-export with --height 56:64 or ask for 64"):
+        check_dim(56, fixed, "height", "--height")
+
+
+def test_keep(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="keep='some' is unknown; known: all, denoiser, none"):
+        make_toy(tmp_path, keep="some")
+
+
+def test_family() -> None:
+    assert family("flux").__name__ == "FluxPipeline"
+    with pytest.raises(ArtifactError, match=f"family 'sdxl' is unknown; this vitrify runs: {', '.join(FAMILIES)}"):
+        family("sdxl")
+
+
+def test_components_that_contradict_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found when the pipeline is made, not in a request."""
+    from tests.runtime import toy_flux
+
+    original = toy_flux.make_artifact
+
+    def changed(*args: Any, **kwargs: Any) -> Artifact:
+        artifact = original(*args, **kwargs)
+        artifact.manifest.components["vae"].config["latent_channels"] = 5  # type: ignore[index]
+        return artifact
+
+    monkeypatch.setattr(toy_flux, "make_artifact", changed)
+    with pytest.raises(SpecError, match="expected a square number of times the VAE's 5"):
+        make_toy(tmp_path)
