@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
@@ -27,7 +28,8 @@ def built(cache: Path, kind: str, key: Mapping[str, Any], build: Callable[[Path]
     if place.is_dir():
         return place
     cache.mkdir(parents=True, exist_ok=True)
-    for stale in cache.glob(f"{kind}-" + "?" * 16 + "*"):
+    own = re.compile(re.escape(kind) + r"-[0-9a-f]{16}(\.\d+)?")
+    for stale in [path for path in cache.iterdir() if own.fullmatch(path.name)]:
         shutil.rmtree(stale)
     unfinished = cache / f"{place.name}.{os.getpid()}"
     build(unfinished)

@@ -49,6 +49,7 @@ class Denoiser:
         self._condition = holder("condition", keep_condition)
         self._loop = {segment: holder(segment, keep_loop) for segment in LOOP_SEGMENTS}
         self._keep_loop = keep_loop
+        self._closed = False
         self._lock = threading.Lock()
         self._idle: list[tuple[tuple[int, ...], DenoiserPlan]] = []
 
@@ -62,8 +63,9 @@ class Denoiser:
             try:
                 yield plan
             finally:
-                if self._keep_loop:
-                    with self._lock:
+                with self._lock:
+                    # An idle plan holds its engine's memory: none outlives the sessions.
+                    if self._keep_loop and not self._closed:
                         self._idle.append((key, plan))
                         del self._idle[:-_IDLE_PLANS]
 
@@ -86,6 +88,7 @@ class Denoiser:
     def close(self) -> None:
         """Close all sessions once nobody uses them."""
         with self._lock:
+            self._closed = True
             self._idle.clear()
         for holder in (self._condition, *self._loop.values()):
             holder.close()
@@ -187,7 +190,9 @@ class DenoiserPlan:
                 )
         for name, array in rows.items():
             if array.shape[:2] != (self.steps, self.dims["batch"]):
-                raise SpecError(f"{name!r}: got {list(array.shape)}, expected [steps={self.steps}, batch={self.dims['batch']}, …]")
+                raise SpecError(
+                    f"{name!r}: got {list(array.shape)}, expected [steps={self.steps}, batch={self.dims['batch']}, …]"
+                )
 
     def select(self, index: int) -> None:
         """Point every segment at step `index`'s rows of its table."""

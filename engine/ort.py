@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vitrify.engine import native_library
 from vitrify.engine.dtypes import DType
@@ -20,6 +22,7 @@ __all__ = ["KernelMode", "OrtCpuBackend", "installed_flavour"]
 
 KernelMode = Literal["auto", "native", "portable"]
 
+_LOG = logging.getLogger(__name__)
 _DTYPE_OF_ORT = {dtype.ort: dtype for dtype in DType}
 
 
@@ -52,7 +55,9 @@ def _import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise BackendError(f"ONNX Runtime is installed but does not load: {error}; reinstall it: pip install 'vitrify[cpu]'") from error
+        raise BackendError(
+            f"ONNX Runtime is installed but does not load: {error}; reinstall it: pip install 'vitrify[cpu]'"
+        ) from error
     return onnxruntime
 
 
@@ -68,6 +73,8 @@ class OrtCpuBackend(Backend):
     name = "cpu"
 
     def __init__(self, *, kernels: KernelMode = "auto", threads: int | None = None) -> None:
+        if kernels not in get_args(KernelMode):
+            raise BackendError(f"kernels={kernels!r} is unknown; known: {', '.join(get_args(KernelMode))}")
         self._ort = _import_onnxruntime()
         _POOL.ensure(self._ort, threads)
         library = native_library.path() if kernels != "portable" else None
@@ -76,6 +83,8 @@ class OrtCpuBackend(Backend):
                 "kernels='native' was asked for, but this installation has no op library; reinstall vitrify with a C++ compiler, "
                 "or use kernels='portable'"
             )
+        if kernels == "auto" and library is None:
+            _say_portable()
         self._library = library
         self._native_ops = dict(native_library.ops()) if library is not None else {}
 
@@ -96,9 +105,10 @@ class OrtCpuBackend(Backend):
         options = self._ort.SessionOptions()
         options.use_per_session_threads = False
         options.log_severity_level = 3
-        # Buffers are ours and sizes are known: an arena would only keep what conditioning or decoding once needed.
-        options.enable_cpu_mem_arena = False
-        options.enable_mem_pattern = True
+        # Activations come from an arena that a session keeps: without it every step maps and unmaps its pages anew
+        # (measured: 1.17 × the step). Weights stay outside, where a prepacked original is freed at once.
+        options.enable_cpu_mem_arena = True
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         if self._library is not None:
             options.register_custom_ops_library(str(self._library))
         return options
@@ -107,9 +117,17 @@ class OrtCpuBackend(Backend):
         try:
             session = self._ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise BackendError(f"{spec.path}: ONNX Runtime {self._ort.__version__} cannot open it: {str(error).strip()[:500]}") from error
+            raise BackendError(
+                f"{spec.path}: ONNX Runtime {self._ort.__version__} cannot open it: {str(error).strip()[:500]}"
+            ) from error
         release_free_memory()
         return _OrtSession(session, spec)
+
+
+@lru_cache(maxsize=1)
+def _say_portable() -> None:
+    """Once per process."""
+    _LOG.warning("no op library is installed: our ops run as their portable bodies; reinstall vitrify with a C++ compiler")
 
 
 class _Pool:
@@ -164,11 +182,13 @@ class _OrtPlan(Plan):
         super().__init__(session.spec, dims)
         self._run = session.raw.run_with_iobinding
         self._binding = session.raw.io_binding()
+        self._types = {t.name: t.dtype.onnx for t in (*session.spec.inputs, *session.spec.outputs)}
         self._inputs = {t.name for t in session.spec.inputs}
 
     def _bind(self, name: str, array: Array) -> None:
         bind = self._binding.bind_input if name in self._inputs else self._binding.bind_output
-        bind(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
+        # The type by its ONNX number: ONNX Runtime knows no numpy type for bfloat16.
+        bind(name, "cpu", 0, self._types[name], list(array.shape), array.ctypes.data)
 
     def run(self) -> None:
         try:

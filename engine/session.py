@@ -44,6 +44,7 @@ class Plan(ABC):
         self._shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
             t.name: (t.resolve(dims), t.dtype.numpy) for t in (*spec.inputs, *spec.outputs)
         }
+        self._outputs = {t.name for t in spec.outputs}
         self._arrays: dict[str, Array] = {}
 
     def array(self, name: str) -> Array:
@@ -56,7 +57,7 @@ class Plan(ABC):
     def bind(self, name: str, array: Array) -> None:
         """Let input or output `name` live in `array` from now on (no copy).
 
-        Raises SpecError unless shape and dtype are the graph's and the memory is C-contiguous.
+        Raises SpecError unless shape and dtype are the graph's and the memory is C-contiguous and, for an output, writeable.
         """
         shape, dtype = self._expected(name)
         if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
@@ -64,13 +65,22 @@ class Plan(ABC):
                 f"{self.spec.path}: {name!r} got {array.dtype}{list(array.shape)}"
                 f"{'' if array.flags.c_contiguous else ' (not contiguous)'}, expected contiguous {dtype}{list(shape)}"
             )
+        if name in self._outputs and not array.flags.writeable:
+            raise SpecError(f"{self.spec.path}: output {name!r} got a read-only array; pass memory that can be written")
         self._arrays[name] = array
         self._bind(name, array)
 
     def ready(self) -> None:
-        """Allocate what nobody has bound, so that `run` finds all in place."""
+        """Allocate what nobody has bound, so that `run` finds all in place.
+
+        Raises SpecError where an output lies in the memory of an input or of another output.
+        """
         for name in self._shapes:
             self.array(name)
+        for output in self._outputs:
+            for name, array in self._arrays.items():
+                if name != output and np.may_share_memory(array, self._arrays[output]):
+                    raise SpecError(f"{self.spec.path}: output {output!r} shares memory with {name!r}; bind each to its own")
 
     @property
     def allocated_bytes(self) -> int:

@@ -253,7 +253,8 @@ class ComponentSpec:
             weights=tuple(expect(w, str, f"{where}.weights") for w in expect_list(fields["weights"], f"{where}.weights")),
             parity=ParitySpec.from_json(fields["parity"], f"{where}.parity"),
             invariant_work=tuple(
-                expect(w, str, f"{where}.invariant_work") for w in expect_list(fields["invariant_work"], f"{where}.invariant_work")
+                expect(w, str, f"{where}.invariant_work")
+                for w in expect_list(fields["invariant_work"], f"{where}.invariant_work")
             ),
         )
 

@@ -11,16 +11,16 @@ import torch
 
 from vitrify.engine.session import Array
 from vitrify.export.recipe import Border, ComponentRecipe
-from vitrify.export.trace import meta_module
 from vitrify.export.source import TensorLocation
+from vitrify.export.trace import meta_module
 
 __all__ = ["EagerModule", "read_float32"]
 
 
 def read_float32(place: TensorLocation) -> Array:
-    """A stored tensor, lifted to float32."""
+    """A stored tensor, lifted to float32, as a copy of its own."""
     stored = np.memmap(place.file, dtype=place.dtype.numpy, mode="r", offset=place.offset, shape=place.shape or (1,))
-    return np.asarray(stored, dtype=np.float32).reshape(place.shape)
+    return np.array(stored, dtype=np.float32).reshape(place.shape)
 
 
 class EagerModule:

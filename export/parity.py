@@ -42,7 +42,8 @@ def difference(a: Array, b: Array) -> Difference:
     if a.shape != b.shape:
         return Difference(math.inf, math.inf)
     reference = b.astype(np.float64)
-    delta = a.astype(np.float64) - reference
+    with np.errstate(invalid="ignore"):  # infinity − infinity
+        delta = a.astype(np.float64) - reference
     if not np.isfinite(delta).all():
         return Difference(math.inf, math.inf)
     norm = float(np.linalg.norm(reference))

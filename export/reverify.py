@@ -35,11 +35,15 @@ class _Sealed:
 
     def component(self, name: str) -> ComponentSpec:
         if name not in self.artifact.manifest.components:
-            raise ArtifactError(f"{self.artifact.root}: no component {name!r}; it has {', '.join(self.artifact.manifest.components)}")
+            raise ArtifactError(
+                f"{self.artifact.root}: no component {name!r}; it has {', '.join(self.artifact.manifest.components)}"
+            )
         return self.artifact.manifest.components[name]
 
 
-def verify_artifact(artifact: Artifact, against: Path | None = None, *, whole_limit_bytes: int = WHOLE_LIMIT_BYTES) -> dict[str, ParitySpec]:
+def verify_artifact(
+    artifact: Artifact, against: Path | None = None, *, whole_limit_bytes: int = WHOLE_LIMIT_BYTES
+) -> dict[str, ParitySpec]:
     """Measure every component's parity again, as an export does.
 
     against: the diffusers folder it was compiled from; its weight files must be the artifact's, byte for byte, and are

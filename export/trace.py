@@ -69,10 +69,18 @@ def _quiet() -> Iterator[None]:
 
 
 def meta_module(recipe: ComponentRecipe) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    """The module on the meta device, and the real values of its buffers (position ids and the like) by name."""
-    with _RealBuffers(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = recipe.build().eval()
+    """The module on the meta device, and the real values of its buffers (position ids and the like) by name.
+
+    Raises CompileError when the class refuses its configuration, or for a buffer that has no value without weights.
+    """
+    try:
+        with _RealBuffers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = recipe.build().eval()
+    except Exception as error:
+        raise CompileError(
+            f"{recipe.name} ({recipe.class_name}) cannot be built from its configuration: {type(error).__name__}: {error}"
+        ) from error
     buffers: dict[str, torch.Tensor] = {}
     for name, buffer in module.named_buffers():
         if buffer.is_meta:

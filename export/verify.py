@@ -26,8 +26,8 @@ from vitrify.export.parity import BLOCK_TOLERANCE, COMPONENT_TOLERANCE, Differen
 from vitrify.export.passes import run_passes
 from vitrify.export.pieces import ShippedGraphs
 from vitrify.export.recipe import ComponentRecipe
-from vitrify.export.trace import trace
 from vitrify.export.source import TensorLocation
+from vitrify.export.trace import trace
 
 __all__ = ["WHOLE_LIMIT_BYTES", "verify_component"]
 
@@ -54,7 +54,7 @@ def verify_component(
     float_bytes = sum(4 * int(np.prod(place.shape, dtype=np.int64)) for place in parameters.values())
     if float_bytes <= whole_limit_bytes or not recipe.borders:
         progress("whole")
-        found = {name: d for name, d in _whole(recipe, spec, root, backend, EagerModule(recipe, parameters)).items()}
+        found = _whole(recipe, spec, root, backend, EagerModule(recipe, parameters))
         return _judged(recipe.name, "whole", {name: (d, COMPONENT_TOLERANCE) for name, d in found.items()})
     measured = {f"block {n}": (d, BLOCK_TOLERANCE) for n, d in _blocks(recipe, spec, root, backend, parameters, progress).items()}
     if recipe.narrow is not None:

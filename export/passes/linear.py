@@ -14,17 +14,18 @@ __all__ = ["linears_as_gemm"]
 
 def linears_as_gemm(model: ir.Model, parameters: frozenset[str]) -> None:
     """Rules: (1) MatMul(x, Transpose(W)) becomes Gemm(x, W, transB=1) for a parameter W; (2) the bias added next, if
-    it is a parameter and the product has no other reader, becomes Gemm's C; (3) x of more than two dimensions is
-    flattened before and restored after."""
+    it is a parameter of W's out features and the product has no other reader, becomes Gemm's C; (3) x of more than two
+    dimensions is flattened before and restored after; where one of those has no name, the MatMul stays."""
     sizes: dict[str, ir.Value] = {}
     for node in list(model.graph):
         if node.op_type != "MatMul":
             continue
         x, weight = node.inputs[0], _stored(node.inputs[1], parameters)
-        if weight is None or x is None or x.shape is None or weight.shape is None:
+        if weight is None or weight.shape is None or x is None or not _can_flatten(x):
             continue
+        assert x.shape is not None
         out_features, in_features = (int(d) for d in weight.shape)
-        last, bias = _with_bias(node, parameters)
+        last, bias = _with_bias(node, parameters, out_features)
         result = last.outputs[0]
         steps: list[ir.Node] = []
         flat = x
@@ -62,13 +63,20 @@ def _stored(value: ir.Value | None, parameters: frozenset[str]) -> ir.Value | No
     return weight if weight is not None and weight.name in parameters and len(weight.shape or ()) == 2 else None
 
 
-def _with_bias(node: ir.Node, parameters: frozenset[str]) -> tuple[ir.Node, ir.Value | None]:
+def _can_flatten(x: ir.Value) -> bool:
+    """Whether x has rows, and leading dimensions whose names tell how to restore them."""
+    if x.shape is None or len(x.shape) < 2:
+        return False
+    return len(x.shape) == 2 or all(isinstance(d, int) or d.value is not None for d in list(x.shape)[:-1])
+
+
+def _with_bias(node: ir.Node, parameters: frozenset[str], out_features: int) -> tuple[ir.Node, ir.Value | None]:
     product = node.outputs[0]
     uses = tuple(product.uses())
     if len(uses) == 1 and not product.is_graph_output() and uses[0].node.op_type == "Add":
         add = uses[0].node
         other = add.inputs[1 - uses[0].idx]
-        if other is not None and other.name in parameters and len(other.shape or ()) == 1:
+        if other is not None and other.name in parameters and list(other.shape or ()) == [out_features]:
             return add, other
     return node, None
 
