@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitrify.engine.cache_config import DenoisingCacheConfig
+    from vitrify.engine.cache_policy import Always, Cache, FirstBlock, Guards, Hold, Interval, Magnitude, Mask, Taylor
     from vitrify.engine.component import ComponentConfig, ComponentModel, PipelineConfig
     from vitrify.engine.device import Device
     from vitrify.runtime.caching.state import DenoisingCacheState
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from vitrify.runtime.request import PromptTruncatedWarning
 
 __all__ = [
+    "Always",
+    "Cache",
     "CompiledPipeline",
     "ComponentConfig",
     "ComponentModel",
@@ -29,14 +32,23 @@ __all__ = [
     "Device",
     "DiffusionPipeline",
     "DiffusionPipelineOutput",
+    "FirstBlock",
+    "Guards",
+    "Hold",
+    "Interval",
+    "Magnitude",
+    "Mask",
     "PipelineConfig",
     "PixelGenerationContext",
     "PromptTruncatedWarning",
     "Result",
+    "Taylor",
     "load",
 ]
 
 _HOMES = {
+    "Always": "vitrify.engine.cache_policy",
+    "Cache": "vitrify.engine.cache_policy",
     "CompiledPipeline": "vitrify.runtime.compiled",
     "ComponentConfig": "vitrify.engine.component",
     "ComponentModel": "vitrify.engine.component",
@@ -45,10 +57,17 @@ _HOMES = {
     "Device": "vitrify.engine.device",
     "DiffusionPipeline": "vitrify.runtime.pipeline",
     "DiffusionPipelineOutput": "vitrify.runtime.output",
+    "FirstBlock": "vitrify.engine.cache_policy",
+    "Guards": "vitrify.engine.cache_policy",
+    "Hold": "vitrify.engine.cache_policy",
+    "Interval": "vitrify.engine.cache_policy",
+    "Magnitude": "vitrify.engine.cache_policy",
+    "Mask": "vitrify.engine.cache_policy",
     "PipelineConfig": "vitrify.engine.component",
     "PixelGenerationContext": "vitrify.runtime.context",
     "PromptTruncatedWarning": "vitrify.runtime.request",
     "Result": "vitrify.runtime.output",
+    "Taylor": "vitrify.engine.cache_policy",
     "load": "vitrify.runtime.loader",
 }
 

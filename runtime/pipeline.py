@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,13 @@ import numpy.typing as npt
 from vitrify.engine.cache_config import DenoisingCacheConfig
 from vitrify.engine.component import ComponentModel, PipelineConfig, Weights
 from vitrify.engine.errors import SpecError
-from vitrify.runtime.caching.state import DenoisingCacheState, zero_state
+from vitrify.runtime.caching.predictors import predict, record
+from vitrify.runtime.caching.state import DenoisingCacheState, documented_state
+from vitrify.runtime.caching.step import denoising_step, probed
 from vitrify.runtime.output import DiffusionPipelineOutput
 
 if TYPE_CHECKING:
+    from vitrify.engine.cache_policy import Cache
     from vitrify.engine.device import Device
     from vitrify.engine.session import Backend
 
@@ -36,11 +39,11 @@ class DiffusionPipeline(ABC):
     pipeline_config: the model's folder and what it says of each model.
     session: the backend that opens graphs, or None where the components bring their own callables.
     devices: where to run. weight_paths: safetensors files by their path in the model's folder, `component/file`.
-    cache_config: None: every cache off.
+    cache_config: None: every cache off. What it means is `cache`, None when all is off.
 
     Components become attributes of their names, in the order of `components`; then `init_remaining_components` runs.
     Raises TypeError for keyword arguments that no subclass took; SpecError (a ValueError) for `components` not set,
-    a component that the folder lacks, weights that cannot be assigned, and a cache that is not in this version.
+    a component that the folder lacks, weights that cannot be assigned, and a cache that this class has no hook for.
     """
 
     components: ClassVar[dict[str, type[ComponentModel]] | None] = None
@@ -52,6 +55,9 @@ class DiffusionPipeline(ABC):
     default_taylorseer_cache_interval: int = 5
     default_taylorseer_warmup_steps: int = 9
     default_taylorseer_max_order: int = 1
+
+    activation_dtype: npt.DTypeLike = np.float32
+    """What `run_transformer` computes in: the dtype of what caches hold."""
 
     def __init__(
         self,
@@ -65,7 +71,13 @@ class DiffusionPipeline(ABC):
         name = type(self).__name__
         if kwargs:
             raise TypeError(f"{name}() got unexpected keyword arguments: {', '.join(sorted(kwargs))}")
-        self.cache_config = self._filled(cache_config or DenoisingCacheConfig())
+        self.cache_config = (cache_config or DenoisingCacheConfig()).filled(
+            cache_interval=self.default_taylorseer_cache_interval,
+            warmup_steps=self.default_taylorseer_warmup_steps,
+            max_order=self.default_taylorseer_max_order,
+        )
+        self.cache = self.cache_config.policy()
+        self.held_quantity(self.cache)
         self.pipeline_config = pipeline_config
         self.session = session
         self.devices = list(devices)
@@ -99,48 +111,85 @@ class DiffusionPipeline(ABC):
         text_seq_len: for caches that hold text; none does.
         """
         del text_seq_len
-        return zero_state(self.cache_config, batch_size, seq_len, transformer_config, np.float32)
+        of = self.held_quantity(self.cache)
+        return documented_state(self.cache, of, batch_size, seq_len, transformer_config, self.activation_dtype)
 
     def run_transformer(self, cache_state: DenoisingCacheState, **kwargs: Any) -> tuple[Array, ...]:
-        """One call of the transformer: `(noise_pred,)`. kwargs: what `run_denoising_step` was given."""
+        """One call of the transformer: `(noise_pred,)`, or what `first_block` returns where first-block caching is on.
+
+        kwargs: what `run_denoising_step` was given. Arrays are of `activation_dtype`.
+        """
         del cache_state, kwargs
         raise SpecError(
             f"{type(self).__name__} calls run_denoising_step, so it must define run_transformer(cache_state, **kwargs)"
         )
 
+    def run_skipped(self, cache_state: DenoisingCacheState, **kwargs: Any) -> Array:
+        """noise_pred of a skipped step where a static decision holds the residual of all blocks.
+
+        Define it to make such predictors possible: what comes before the blocks, plus `predicted_residual(cache_state)`,
+        through what comes after them; and call `keep_residual(cache_state, residual)` in `run_transformer`.
+        """
+        del cache_state, kwargs
+        raise SpecError(f"{type(self).__name__} has no run_skipped, so a residual cannot stand in for a step")
+
     def run_denoising_step(self, step: int, cache_state: DenoisingCacheState, device: Device, **kwargs: Any) -> Array:
-        """noise_pred of step `step` (0-based) for one lane.
+        """noise_pred of step `step` (0-based) for one lane, computed or predicted; then it is the cache's memory, read-only.
 
         kwargs go to `run_transformer`, whose tuple must have the documented form (else SpecError).
         """
-        del step, device
-        cache_state.computed = None
-        outputs: Any = self.run_transformer(cache_state, **kwargs)
-        if not isinstance(outputs, tuple) or len(outputs) != 1:
-            got = f"a tuple of {len(outputs)}" if isinstance(outputs, tuple) else type(outputs).__name__
+        del device
+        return denoising_step(self, step, cache_state, kwargs)
+
+    def first_block(
+        self,
+        cache_state: DenoisingCacheState,
+        residual: Array,
+        compute: Callable[[], Array],
+        finish: Callable[[Array], Array] | None = None,
+    ) -> tuple[Array, Array]:
+        """Decide by the first block, inside `run_transformer`, and return its tuple: `return self.first_block(…)`.
+
+        residual: [B, S, D], block 0's output − input, image tokens alone. compute: runs the remaining blocks; called on computed
+        steps. With `finish` it returns their residual and `finish(residual)` gives noise_pred; else it returns noise_pred.
+        """
+        threshold = cache_state.residual_threshold
+        decided = getattr(cache_state.policy.decision, "threshold", None) if cache_state.policy is not None else None
+        if threshold is None:
+            threshold = self.default_residual_threshold if decided is None else decided
+        return probed(cache_state, residual, compute, finish, threshold)
+
+    def keep_residual(self, cache_state: DenoisingCacheState, residual: Array) -> None:
+        """Take the residual of all blocks, [B, S, D], in a computed step; does nothing where no static decision holds it."""
+        if cache_state.of == "residual" and cache_state.policy is not None and not cache_state.policy.probes:
+            record(cache_state, residual)
+
+    def predicted_residual(self, cache_state: DenoisingCacheState) -> Array:
+        """What stands in for the residual of all blocks in a skipped step, [B, S, D], read-only."""
+        return predict(cache_state)
+
+    def held_quantity(self, policy: Cache | None) -> Literal["residual", "output"] | None:
+        """What a predictor that does not say holds here; None under a first-block decision, where `first_block`'s call says.
+
+        Raises SpecError for a residual under a static decision in a class without the hook for it.
+        """
+        if policy is None:
+            return None
+        asked = policy.predictor.of if policy.predictor is not None else None
+        if policy.probes:
+            return "output" if policy.compat else asked
+        has_hook = type(self).run_skipped is not DiffusionPipeline.run_skipped
+        if asked == "residual" and not has_hook:
             raise SpecError(
-                f"{type(self).__name__}.run_transformer returned {got}, expected (noise_pred,): first-block caching is off"
+                f"{policy}: {type(self).__name__} has no hook for it; define run_skipped(cache_state, **kwargs) "
+                "or hold the output"
             )
-        cache_state.computed = True
-        noise_pred: Array = outputs[0]
-        return noise_pred
+        return asked or ("residual" if has_hook else "output")
 
     def component_arguments(self, name: str) -> Mapping[str, Any]:
         """Keyword arguments that component `name` is constructed with, those of them that its `__init__` names."""
         del name
         return {"cache_config": self.cache_config, "session": self.session}
-
-    def _filled(self, config: DenoisingCacheConfig) -> DenoisingCacheConfig:
-        if config.enabled:
-            flags = [flag for flag in ("first_block_caching", "taylorseer") if getattr(config, flag)]
-            raise SpecError(
-                f"cache_config: {' and '.join(flags)} on, but this version of vitrify has no step caches; leave it off"
-            )
-        return config.filled(
-            cache_interval=self.default_taylorseer_cache_interval,
-            warmup_steps=self.default_taylorseer_warmup_steps,
-            max_order=self.default_taylorseer_max_order,
-        )
 
     def _construct_components(self, components: Mapping[str, Any], weight_paths: Sequence[str | Path]) -> None:
         models = self.pipeline_config.models

@@ -1,1 +1,1 @@
-"""State of the step caches."""
+"""Step caches: when a denoising step is computed, and what stands in for it when it is not."""

@@ -20,6 +20,10 @@ def test_documented_fields() -> None:
         "taylorseer_cache_interval": None,
         "taylorseer_warmup_steps": None,
         "taylorseer_max_order": None,
+        "decision": None,
+        "predictor": None,
+        "guards": None,
+        "compat": None,
     }
     assert not DenoisingCacheConfig().enabled
     assert DenoisingCacheConfig(first_block_caching=True).enabled

@@ -24,7 +24,7 @@ from vitrify.runtime import (
     PipelineConfig,
     PixelGenerationContext,
 )
-from vitrify.runtime.caching.state import zero_state
+from vitrify.runtime.caching.state import documented_state
 
 
 class Mixer(ComponentModel):
@@ -180,12 +180,6 @@ def test_component_missing_from_the_folder(folder: Path) -> None:
         make(folder, cls)
 
 
-def test_caches_that_this_version_lacks_are_refused(folder: Path) -> None:
-    for flag in ("first_block_caching", "taylorseer"):
-        with pytest.raises(SpecError, match=f"cache_config: {flag} on, but this version"):
-            make(folder, cache_config=DenoisingCacheConfig(**{flag: True}))
-
-
 def test_unset_cache_numbers_are_filled_once(folder: Path) -> None:
     cls = type("Own", (NumpyPipeline,), {"default_taylorseer_warmup_steps": 3, "default_taylorseer_max_order": 2})
     config = make(folder, cls, cache_config=DenoisingCacheConfig(taylorseer_cache_interval=7)).cache_config
@@ -265,8 +259,11 @@ def test_cache_state(as_object: bool) -> None:
         config = type("Config", (), config)
 
     def shapes(**flags: Any) -> dict[str, Any]:
-        state = zero_state(DenoisingCacheConfig(**flags), 2, 7, config, np.float16)
-        arrays = {name: value for name, value in vars(state).items() if value is not None}
+        policy = DenoisingCacheConfig(**flags).policy()
+        of: Any = "output" if policy and not policy.probes else policy and policy.predictor and policy.predictor.of
+        state = documented_state(policy, of, 2, 7, config, np.float16)
+        names = ("prev_residual", "prev_output", *(f"taylor_factor_{i}" for i in range(3)))
+        arrays = {name: value for name in names if (value := getattr(state, name)) is not None}
         assert not any(array.any() for array in arrays.values())
         return {name: (array.shape, array.dtype.name) for name, array in arrays.items()}
 

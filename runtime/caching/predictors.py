@@ -1,0 +1,94 @@
+"""What stands in for a skipped step: the last value, or a polynomial through the last values.
+
+Newton's divided differences over computed steps s₀ > s₁ > s₂, with δ = s − s₀:
+p(s) = y₀ + y[0,1]·δ + y[0,1,2]·δ·(δ + s₀ − s₁). Order n acts once n + 1 steps were computed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vitrify.engine.cache_policy import Taylor
+from vitrify.engine.errors import SpecError
+from vitrify.runtime.caching import compat
+from vitrify.runtime.caching.state import DenoisingCacheState, allocate
+
+__all__ = ["landing", "predict", "record"]
+
+Array = npt.NDArray[Any]
+
+
+def landing(state: DenoisingCacheState) -> Array:
+    """Where the next value may be written, so that `record` need not copy it. It does not outlive the step."""
+    buffer = state.held if state.held is not None else state.spare
+    if buffer is None:
+        raise SpecError("this cache state has no buffers; it comes from create_cache_state and serves one request")
+    return buffer
+
+
+def record(state: DenoisingCacheState, value: Array) -> None:
+    """Take what a computed step gave. value: [B, S, width] of what the predictor holds. Raises SpecError for another shape."""
+    if state.held is None and not state.factors:
+        allocate(state, value.shape)
+    state.progress.recorded = True
+    into = landing(state)
+    if value.shape != into.shape:
+        raise SpecError(f"the {state.of} to be held has shape {list(value.shape)}, expected {list(into.shape)}")
+    if state.policy is None or not isinstance(state.policy.predictor, Taylor):
+        if value is not into:
+            np.copyto(into, value, casting="same_kind")
+        return
+    if state.policy.compat == "max":
+        compat.update(state, value)
+    else:
+        _difference(state, value)
+    state.taylor_last_compute_step = state.progress.step
+
+
+def predict(state: DenoisingCacheState) -> Array:
+    """What stands in for the running step, read-only: it is the cache's own memory, valid until the next step."""
+    if state.policy is None or not isinstance(state.policy.predictor, Taylor):
+        prediction = landing(state).view()
+    elif state.policy.compat == "max":
+        prediction = compat.predict(state).view()
+    else:
+        prediction = _extrapolated(state).view()
+    prediction.flags.writeable = False
+    return prediction
+
+
+def _difference(state: DenoisingCacheState, value: Array) -> None:
+    """Move the divided differences on to a new value, in place."""
+    factors, progress = state.factors, state.progress
+    known = min(len(progress.positions), len(factors) - 1)
+    if known > 1:
+        np.negative(factors[1], out=factors[2])
+    if known:
+        np.subtract(value, factors[0], out=factors[1])
+        factors[1] /= progress.position - progress.positions[0]
+    if known > 1:
+        factors[2] += factors[1]
+        factors[2] /= progress.position - progress.positions[1]
+    if value is state.spare:
+        factors[0], state.spare = state.spare, factors[0]
+    else:
+        np.copyto(factors[0], value, casting="same_kind")
+
+
+def _extrapolated(state: DenoisingCacheState) -> Array:
+    factors, positions, out = state.factors, state.progress.positions, landing(state)
+    order = min(len(positions), len(factors)) - 1
+    ahead = state.progress.position - positions[0]
+    if order < 1:
+        return factors[0]
+    if order == 1:
+        np.multiply(factors[1], np.float32(ahead), out=out)
+    else:
+        np.multiply(factors[2], np.float32(ahead + positions[0] - positions[1]), out=out)
+        out += factors[1]
+        out *= np.float32(ahead)
+    out += factors[0]
+    return out

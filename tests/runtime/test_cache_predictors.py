@@ -1,0 +1,152 @@
+"""Predictors alone: what polynomials and constants they predict exactly, and in whose memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vitrify.engine.cache_policy import Cache, Guards, Hold, Interval, Mask, Taylor
+from vitrify.engine.errors import SpecError
+from vitrify.runtime.caching.decisions import check_policy, decide, difference_of_batch, differences, resample
+from vitrify.runtime.caching.predictors import landing, predict, record
+from vitrify.runtime.caching.state import DenoisingCacheState, allocate
+
+SHAPE = (2, 3, 4)
+
+
+def state_of(cache: Cache) -> DenoisingCacheState:
+    state = DenoisingCacheState(policy=cache, of="output")
+    allocate(state, SHAPE)
+    return state
+
+
+def compute(state: DenoisingCacheState, step: float, value: Any, into_landing: bool = False) -> None:
+    progress = state.progress
+    progress.step, progress.position = int(step), step
+    if into_landing:
+        target = landing(state)
+        target[...] = value
+        value = target
+    record(state, value)
+    progress.positions = [step, *progress.positions[:2]]
+
+
+def prediction(state: DenoisingCacheState, step: float) -> Any:
+    state.progress.step, state.progress.position = int(step), step
+    return predict(state)
+
+
+def polynomial(degree: int) -> Any:
+    coefficients = np.random.default_rng(degree).integers(-3, 4, (degree + 1, *SHAPE)).astype(np.float32)
+    return lambda s: sum((coefficients[i] * np.float32(s) ** i for i in range(degree + 1)), np.zeros(SHAPE, np.float32))
+
+
+@pytest.mark.parametrize("into_landing", [False, True])
+@pytest.mark.parametrize("compat", [None, "max"])
+@pytest.mark.parametrize(("order", "degree"), [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2)])
+def test_polynomials_up_to_the_order(order: int, degree: int, compat: Any, into_landing: bool) -> None:
+    """Exactly, at uneven spacing, once order + 1 steps were computed. Release 26.7 only for degrees 0 and 1, and later."""
+    state = state_of(Cache(Interval(), Taylor(order, "output"), compat=compat))
+    value = polynomial(degree)
+    computed = [0, 1, 4, 6, 9]
+    for i, step in enumerate(computed):
+        compute(state, step, value(step), into_landing and compat is None)
+        if compat is None and i >= degree:
+            for ahead in (1, 2, 5):
+                np.testing.assert_allclose(prediction(state, step + ahead), value(step + ahead), rtol=1e-6, atol=1e-4)
+    if compat == "max" and degree == 2:
+        assert np.abs(prediction(state, 12) - value(12)).max() > 1
+    elif compat == "max":
+        np.testing.assert_allclose(prediction(state, 12), value(12), rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("predictor", [Hold("output"), Taylor(1, "output"), Taylor(2, "output")])
+def test_a_constant_from_the_first_skip(predictor: Any) -> None:
+    state = state_of(Cache(Interval(), predictor))
+    value = np.full(SHAPE, 1.25, np.float32)
+    for step in (0, 1, 3):
+        compute(state, step, value)
+        assert np.array_equal(prediction(state, step + 1), value)
+        assert np.array_equal(prediction(state, step + 7), value)
+
+
+def test_along_sigma() -> None:
+    """A line in sigma is predicted exactly though its steps are uneven."""
+    state = state_of(Cache(Interval(), Taylor(1, "output", "sigma")))
+    sigmas = [1.0, 0.9, 0.5, 0.3]
+    line = polynomial(1)
+    for sigma in sigmas[:2]:
+        compute(state, sigma, line(sigma))
+    for sigma in sigmas[2:]:
+        np.testing.assert_allclose(prediction(state, sigma), line(sigma), rtol=1e-5, atol=1e-5)
+
+
+def test_predictions_are_read_only_and_buffers_stay() -> None:
+    for predictor in (Hold("output"), Taylor(1, "output"), Taylor(2, "output")):
+        state = state_of(Cache(Interval(), predictor))
+        buffers = {id(array) for array in state.buffers}
+        for step in range(6):
+            compute(state, step, np.full(SHAPE, step, np.float32), into_landing=step % 2 == 0)
+            with pytest.raises(ValueError, match="read-only"):
+                prediction(state, step + 1)[...] = 0
+        assert {id(array) for array in state.buffers} == buffers
+
+
+@pytest.mark.parametrize(("predictor", "values"), [(Hold("output"), 1), (Taylor(1, "output"), 3), (Taylor(2, "output"), 4)])
+def test_memory(predictor: Any, values: int) -> None:
+    state = state_of(Cache(Interval(), predictor))
+    assert state.allocated_bytes == values * np.prod(SHAPE) * 4
+
+
+def test_another_shape_is_refused() -> None:
+    state = state_of(Cache(Interval(), Hold("output")))
+    with pytest.raises(SpecError, match=r"the output to be held has shape \[2, 3, 1\], expected \[2, 3, 4\]"):
+        compute(state, 0, np.zeros((2, 3, 1), np.float32))
+
+
+def test_differences() -> None:
+    """Against float64, over more than one chunk; zero against zero is no number, so that nothing is below it."""
+    rng = np.random.default_rng(0)
+    reference, residual = (rng.standard_normal((3, 700, 130)).astype(np.float32) for _ in range(2))
+    reference[2] = 0
+    got = differences(residual, reference)
+    wide, wide_ref = residual.astype(np.float64), reference.astype(np.float64)
+    for row in range(2):
+        assert got[row] == pytest.approx(np.abs(wide[row] - wide_ref[row]).mean() / np.abs(wide_ref[row]).mean(), rel=1e-6)
+    assert got[2] == float("inf")
+    assert np.isnan(differences(reference[2:], reference[2:])[0])
+    expected = np.abs(wide - wide_ref).mean() / (np.abs(wide_ref).mean() + 1e-9)
+    assert difference_of_batch(residual, reference) == pytest.approx(expected, rel=1e-6)
+
+
+def test_resampling_a_table() -> None:
+    assert resample((1.0, 2.0, 3.0), 3) == (1.0, 2.0, 3.0)
+    assert resample((1.0, 2.0, 3.0), 1) == (3.0,)
+    assert resample((1.0, 2.0, 3.0), 5) == (1.0, 1.0, 2.0, 3.0, 3.0)  # halves round to even, as torch.round does
+    assert resample(tuple(map(float, range(28))), 50)[-1] == 27
+
+
+def test_what_a_policy_needs_of_a_request() -> None:
+    needing = [
+        Cache(Mask(preset="fast")),
+        Cache(Interval(), guards=Guards(last_steps=1)),
+        Cache(Interval(), guards=Guards(only_above_steps=8)),
+    ]
+    for cache in needing:
+        with pytest.raises(SpecError, match=r"set cache_state\.num_inference_steps before the first step"):
+            check_policy(cache, None, None)
+        check_policy(cache, 20, None)
+    with pytest.raises(SpecError, match=r"Mask\.steps has 2 entries, the request has 3 steps"):
+        check_policy(Cache(Mask((True, False))), 3, None)
+    along = Cache(Interval(), Taylor(1, along="sigma"))
+    with pytest.raises(SpecError, match=r"set cache_state\.sigmas"):
+        check_policy(along, 3, None)
+    with pytest.raises(SpecError, match="needs sigmas that fall"):
+        check_policy(along, 3, [1.0, 0.5, 0.5, 0.0])
+    check_policy(along, 3, [1.0, 0.5, 0.2, 0.2])
+
+
+def test_without_a_policy_every_step_is_computed() -> None:
+    assert decide(DenoisingCacheState(), 5) is True
