@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from vitrify.engine.errors import BackendError, SpecError
 from vitrify.engine.session import Array, Backend, Plan, Session, SessionHolder, aligned_empty
 from vitrify.engine.specs import ComponentSpec, TensorSpec
 
-__all__ = ["CONDITION_ROWS", "LOOP_SEGMENTS", "MAX_CONDITION_ROWS", "SEGMENTS", "Denoiser", "DenoiserPlan"]
+__all__ = ["CONDITION_ROWS", "LOOP_SEGMENTS", "MAX_CONDITION_ROWS", "SEGMENTS", "Denoiser", "DenoiserPlan", "Hidden"]
 
 LOOP_SEGMENTS = ("embed", "first", "rest", "finish")
 SEGMENTS = ("condition", *LOOP_SEGMENTS)
@@ -92,6 +93,18 @@ class Denoiser:
             self._idle.clear()
         for holder in (self._condition, *self._loop.values()):
             holder.close()
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """The image's hidden states in a plan's own memory, [batch, image_tokens, width] each.
+
+    embedded: what `embed` gives. first: after the first block. last: after all of them; `finish` reads it.
+    """
+
+    embedded: Array
+    first: Array
+    last: Array
 
 
 class DenoiserPlan:
@@ -211,6 +224,24 @@ class DenoiserPlan:
         for plan in self._plans.values():
             plan.run()
         return self.noise_pred
+
+    @property
+    def hidden(self) -> Hidden:
+        """Where the image's hidden states lie. Raises SpecError where a segment's border holds no such tensor, or several."""
+        last = self._border("finish", {t.name for t in self.spec.graphs["rest"].outputs}, None)
+        embedded, first = (
+            self._border(user, {t.name for t in self.spec.graphs[made].outputs}, last.shape)
+            for made, user in (("embed", "first"), ("first", "rest"))
+        )
+        return Hidden(embedded, first, last)
+
+    def _border(self, segment: str, made: set[str], shape: tuple[int, ...] | None) -> Array:
+        image = ("batch", "image_tokens")
+        names = [t.name for t in self.spec.graphs[segment].inputs if t.name in made and t.shape[:2] == image]
+        arrays = [a for a in (self.array(segment, name) for name in names) if shape is None or a.shape == shape]
+        if len(arrays) != 1:
+            raise SpecError(f"{self.spec.name}: segment {segment!r} takes the image's hidden states from {names}, expected one input")
+        return arrays[0]
 
     def array(self, segment: str, name: str) -> Array:
         """The memory of a loop segment's input or output."""

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from vitrify.engine.errors import RequestError
+from vitrify.runtime.caching.presets import PREDICTORS, named_cache
 from vitrify.runtime.components import KEEP
 from vitrify.runtime.loader import load
 from vitrify.runtime.request import PromptTruncatedWarning
@@ -33,6 +34,11 @@ _PATH = click.Path(path_type=Path)
 @click.option("--negative-prompt", help='What to move away from; "" counts.')
 @click.option("--max-sequence-length", type=int, help="Text tokens.")
 @click.option("--num-images", type=int, default=1, show_default=True, help="Pictures of each prompt.")
+@click.option("--cache", help="Skip steps, at some loss: first-block[:0.08], taylorseer[:5[:9]], interval[:3[:3]], mask:fast, …")
+@click.option("--cache-predict", type=click.Choice(PREDICTORS), help="What stands in for a skipped step.")
+@click.option(
+    "--cache-guard", multiple=True, metavar="NAME=N", help="warmup_steps, last_steps, max_consecutive_skips, …; repeatable."
+)
 @click.option("--keep", type=click.Choice(KEEP), default="none", show_default=True, help="What stays open between components.")
 @click.option("--kernels", type=click.Choice(["auto", "native", "portable"]), default="auto", show_default=True)
 @click.option("--threads", type=int, help="Of the CPU; one per core if not given.")
@@ -49,6 +55,9 @@ def generate(
     kernels: Any,
     threads: int | None,
     verify: Any,
+    cache: str | None,
+    cache_predict: str | None,
+    cache_guard: tuple[str, ...],
     **asked: Any,
 ) -> None:
     """Draw each PROMPT with ARTIFACT and write PNG files: one to OUTPUT, several to OUTPUT-1.png, OUTPUT-2.png, …
@@ -59,16 +68,27 @@ def generate(
         raise RequestError(f"--output {output}: got suffix {output.suffix!r}, expected .png")
     if not output.absolute().parent.is_dir():
         raise RequestError(f"--output {output}: there is no folder {output.absolute().parent}; create it first")
+    if cache is None and (cache_predict is not None or cache_guard):
+        raise RequestError("--cache-predict and --cache-guard cannot act without --cache; name a cache")
+    policy = None if cache is None else named_cache(cache, cache_predict, cache_guard)
     with load(artifact, keep=keep, kernels=kernels, threads=threads, verify=verify) as pipe:
         total = steps or pipe.request_default("num_inference_steps")
         with _progress(total, quiet) as on_step:
             result = pipe(
-                list(prompts), num_inference_steps=steps, num_images_per_prompt=num_images, callback_on_step_end=on_step, **asked
+                list(prompts),
+                num_inference_steps=steps,
+                num_images_per_prompt=num_images,
+                callback_on_step_end=on_step,
+                cache=policy,
+                **asked,
             )
     paths = result.save(output)
     if not quiet:
-        for warning in result.warnings:
+        said = None if result.cache is None else result.cache.warning  # stands in the summary
+        for warning in (w for w in result.warnings if w != said):
             click.echo(f"warning: {warning}", err=True)
+        if result.cache is not None:
+            click.echo(result.cache.summary())
         spent = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in result.timings.items())
         click.echo(f"{', '.join(map(str, paths))}: seed {result.seed}; {spent}")
 

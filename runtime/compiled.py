@@ -12,8 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
+from vitrify.engine.cache_policy import Cache, FirstBlock
 from vitrify.engine.component import PipelineConfig
 from vitrify.engine.errors import BackendError, RequestCancelled, RequestError, SpecError
+from vitrify.runtime.caching import segments
+from vitrify.runtime.caching.decisions import check_policy
+from vitrify.runtime.caching.presets import PRESETS, named_cache
+from vitrify.runtime.caching.state import lane_state
+from vitrify.runtime.caching.summary import report
 from vitrify.runtime.components import KEEP, CompiledDenoiser
 from vitrify.runtime.context import PixelGenerationContext, resolve
 from vitrify.runtime.guidance import Lane, combine, lanes
@@ -128,6 +134,7 @@ class CompiledPipeline(DiffusionPipeline):
         max_sequence_length: int | None = None,
         callback_on_step_end: Callback | None = None,
         seed: int | Sequence[int] | None = None,
+        cache: str | Cache | None = None,
     ) -> Result:
         """Draw images. Arguments are FluxPipeline's by name; None takes the artifact's default, then the documented one.
 
@@ -140,6 +147,8 @@ class CompiledPipeline(DiffusionPipeline):
         callback_on_step_end: called with (pipeline, step, timestep, {"latents": a copy}) after each step; may return
             {"latents": …} to go on with others, or {"cancel": True} to end this request with RequestCancelled.
         seed: draws what `torch.Generator("cpu").manual_seed(seed)` draws; a list holds one an image; None: a random one.
+        cache: a step cache, lossy: a name such as "first-block:0.08" or "taylorseer", or a Cache; None: the pipeline's own, off
+            unless it was made with one; "none": off.
         Raises RequestError naming the argument. A prompt that is too long is cut with a PromptTruncatedWarning.
         """
         check_output_type(output_type)
@@ -164,6 +173,7 @@ class CompiledPipeline(DiffusionPipeline):
             negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
             max_sequence_length=max_sequence_length,
             seed=seed,
+            cache=cache,
         )
         request = self.prepare_inputs(context)
         images: Any
@@ -178,7 +188,8 @@ class CompiledPipeline(DiffusionPipeline):
             seed=request.seed,
             settings=request.settings,
             timings=request.timings,
-            warnings=request.warnings,
+            warnings=(*request.warnings, *(r.warning for r in request.reports if r.warning)),
+            cache=request.reports[-1] if request.reports else None,
         )
 
     def prepare_inputs(self, context: Any) -> PreparedRequest:
@@ -188,6 +199,7 @@ class CompiledPipeline(DiffusionPipeline):
                 raise RequestError(f"{name}: {reason}")
         size = self.size(check_count(self._ask("height", context), "height"), check_count(self._ask("width", context), "width"))
         schedule = self._scheduled(context, size)
+        policy, threshold = self._cache(context, schedule)
         true_cfg_scale = check_number(self._ask("true_cfg_scale", context), "true_cfg_scale")
         guidance_scale = check_number(self._ask("guidance_scale", context), "guidance_scale")
         images_per_prompt = check_count(self._ask("num_images_per_prompt", context), "num_images_per_prompt")
@@ -209,6 +221,8 @@ class CompiledPipeline(DiffusionPipeline):
             "max_sequence_length": text.tokens,
             "seed": seed,
             "artifact": self.artifact.id,
+            "cache": None if policy is None else str(policy),
+            "residual_threshold": threshold if policy is not None and policy.probes else None,
         }
         for note in notes:
             warnings.warn(note, PromptTruncatedWarning, stacklevel=3)
@@ -225,6 +239,8 @@ class CompiledPipeline(DiffusionPipeline):
             seed=seed,
             settings=settings,
             warnings=tuple(notes),
+            cache=policy,
+            residual_threshold=threshold,
         )
 
     def execute(self, model_inputs: Any, **kwargs: Any) -> DiffusionPipelineOutput:
@@ -250,6 +266,7 @@ class CompiledPipeline(DiffusionPipeline):
                     latents = self.scheduler.step(latents, noise_pred, sigmas[step], sigmas[step + 1], out=latents)
                     if callback_on_step_end is not None:
                         latents = self._call_back(callback_on_step_end, step, timestep, latents)
+            request.reports.extend(filter(None, [report([lane.cache_state for lane in running])]))
         if not np.isfinite(latents).all():
             raise BackendError(
                 f"latents are not finite after {len(request.schedule)} steps: the denoiser's weights or inputs overflow"
@@ -257,9 +274,12 @@ class CompiledPipeline(DiffusionPipeline):
         return latents
 
     def run_transformer(self, cache_state: DenoisingCacheState, **kwargs: Any) -> tuple[Array, ...]:
-        """One uncached step of a lane: `(noise_pred,)`. kwargs: plan, a DenoiserPlan; index, its step."""
-        del cache_state
-        return (kwargs["plan"].step(kwargs["index"]),)
+        """A lane's step from its segments, in the documented form. kwargs: plan, a DenoiserPlan; index, its step."""
+        return segments.computed(self, cache_state, kwargs["plan"], kwargs["index"])
+
+    def run_skipped(self, cache_state: DenoisingCacheState, **kwargs: Any) -> Array:
+        """A skipped step of a lane that holds its residual: embed, add, finish. kwargs: as in `run_transformer`."""
+        return segments.skipped(cache_state, kwargs["plan"], kwargs["index"])
 
     def close(self) -> None:
         """Close every session once nobody uses it; later requests are a BackendError."""
@@ -306,6 +326,29 @@ class CompiledPipeline(DiffusionPipeline):
             raise RequestError(f"num_inference_steps={steps} and {len(sigmas)} sigmas contradict each other; give one of them")
         return self.schedule(len(sigmas), size, sigmas)
 
+    def _cache(self, context: Any, schedule: Schedule) -> tuple[Cache | None, float]:
+        """The request's step cache, checked against its steps, and the threshold of a first-block decision."""
+        asked, threshold = getattr(context, "cache", None), getattr(context, "residual_threshold", None)
+        policy = self.cache if asked is None else named_cache(asked) if isinstance(asked, str) else asked
+        if not isinstance(policy, Cache | None):
+            raise RequestError(f"cache={asked!r}: expected a name or a Cache; names: {', '.join(PRESETS)}")
+        policy = policy if policy is not None and policy.enabled else None
+        if threshold is not None and (policy is None or not policy.probes):
+            raise RequestError(
+                "residual_threshold: it acts with a first-block cache alone; set cache='first-block' or leave it unset"
+            )
+        if policy is not None:
+            try:
+                check_policy(policy, len(schedule), schedule.sigmas[: len(schedule)])
+            except SpecError as error:
+                raise RequestError(f"cache: {error}") from error
+            if threshold is None and isinstance(policy.decision, FirstBlock):
+                threshold = policy.decision.threshold
+        threshold = check_number(self._ask("residual_threshold", None) if threshold is None else threshold, "residual_threshold")
+        if threshold < 0:
+            raise RequestError(f"residual_threshold={threshold}: expected a number of at least 0")
+        return policy, threshold
+
     def _noise(self, context: Any, rows: int, size: Size) -> tuple[int | list[int] | None, Array]:
         seed, latents = getattr(context, "seed", None), getattr(context, "latents", None)
         if latents is None:
@@ -342,7 +385,9 @@ class CompiledPipeline(DiffusionPipeline):
         )
         embeds = {name: np.concatenate([conditions[b][name] for b in branches]) for name in conditions[0]}
         plan.condition(*self.feed(request, embeds))
-        return Lane(branches, plan, self.create_cache_state(batch, image_tokens, self.transformer.config, text_tokens))
+        sigmas = request.schedule.sigmas.tolist()
+        state = lane_state(request.cache, plan.hidden.last, plan.noise_pred, steps, sigmas, request.residual_threshold)
+        return Lane(branches, plan, state)
 
     def _decoded(self, request: PreparedRequest, latents: Array) -> Array:
         with request.timed("decode"):
@@ -365,5 +410,4 @@ _LATENT_AXES = "rows image_tokens channels"
 _CANNOT_ACT = {
     "input_image": "drawing from an image is not supported by this pipeline; leave it unset",
     "timesteps": "schedules are given as sigmas; set those instead",
-    "residual_threshold": "it acts with first-block caching alone, which this version does not have; leave it unset",
 }

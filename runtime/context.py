@@ -41,7 +41,7 @@ class PixelGenerationContext:
     residual_threshold: of the first-block decision, if that cache is on.
     The rest is vitrify's: what stands in for tokens, and what the tokens were.
     prompt_embeds: [prompts, text_tokens, dim] float32; pooled_prompt_embeds: [prompts, dim] float32; negative_… likewise.
-    max_sequence_length: text tokens of the second encoder.
+    max_sequence_length: text tokens of the second encoder. cache: the step cache, by name or as a Cache.
     prompt …: the texts, for the record only.
     """
 
@@ -74,6 +74,7 @@ class PixelGenerationContext:
     negative_prompt_embeds: Array | None = None
     negative_pooled_prompt_embeds: Array | None = None
     max_sequence_length: int | None = None
+    cache: Any | None = None
     prompt: Sequence[str] | None = None
     prompt_2: Sequence[str] | None = None
     negative_prompt: Sequence[str] | None = None

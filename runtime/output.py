@@ -20,6 +20,8 @@ from vitrify.engine.errors import RequestError, SpecError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from vitrify.runtime.caching.summary import CacheReport
+
 __all__ = ["OUTPUT_TYPES", "DiffusionPipelineOutput", "Result", "check_output_type", "pictures", "to_uint8"]
 
 OUTPUT_TYPES = ("pil", "np", "uint8", "latent")
@@ -50,6 +52,7 @@ class Result:
     seed: what the noise was drawn from, also when nobody set it; one number or one a row; None for given latents.
     settings: every setting as it was used, plain JSON data. timings: phase → seconds.
     warnings: what was done otherwise than asked, e.g. the end of a prompt that did not fit.
+    cache: what the step cache did; None when it is off.
     """
 
     images: Any
@@ -57,6 +60,7 @@ class Result:
     settings: Mapping[str, Any]
     timings: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    cache: CacheReport | None = None
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
         """Write the images as PNG files with prompt, seed and settings in their metadata; returns where they are.

@@ -6,11 +6,15 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
 from vitrify.runtime.schedulers.flow_match_euler import Schedule
+
+if TYPE_CHECKING:
+    from vitrify.engine.cache_policy import Cache
+    from vitrify.runtime.caching.summary import CacheReport
 
 __all__ = ["Branch", "PreparedRequest", "PromptTruncatedWarning", "Size", "Text"]
 
@@ -65,6 +69,7 @@ class PreparedRequest:
     latents: [rows, image_tokens, channels] float32, packed: the noise. positions: graph input → array.
     seed: what `latents` were drawn from, None if they were given. settings: what a result reports.
     warnings: what was done otherwise than asked. timings: phase → seconds, filled on the way.
+    cache: its step cache, None when off, with the threshold of a first-block decision. reports: what it did, filled by the loop.
     """
 
     size: Size
@@ -79,7 +84,10 @@ class PreparedRequest:
     seed: int | list[int] | None
     settings: Mapping[str, Any]
     warnings: tuple[str, ...]
+    cache: Cache | None = None
+    residual_threshold: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
+    reports: list[CacheReport] = field(default_factory=list)
 
     @property
     def rows(self) -> int:

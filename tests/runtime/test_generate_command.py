@@ -132,3 +132,38 @@ def test_a_bad_request_leaves_no_file(run: Run, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="height=1000"):
         run("cat", "-o", str(tmp_path / "a.png"), "--height", "1000")
     assert list(tmp_path.glob("*.png")) == []
+
+
+def test_a_cache(run: Run, tmp_path: Path) -> None:
+    """By name, with another predictor and other guards; what it did is printed."""
+    path = tmp_path / "apple.png"
+    arguments = ("cat", "-o", str(path), "--steps", "12", "--seed", "5")
+    result = run(
+        *arguments, "--cache", "first-block:1000", "--cache-predict", "taylor1", "--cache-guard", "max_consecutive_skips=4"
+    )
+    guards = "Guards(warmup_steps=4, max_consecutive_skips=4, only_above_steps=8)"
+    assert f"cache: FirstBlock(threshold=1000.0) + Taylor(order=1, along=step) + {guards}" in result.stdout
+    assert "computed 5 of 12 steps, skipped 7: CCCC----C---" in result.stdout
+    assert json.loads(text_of(path)["settings"])["cache"].startswith("FirstBlock(threshold=1000.0)")
+
+
+def test_a_cache_that_never_fires(run: Run, tmp_path: Path) -> None:
+    """Said once."""
+    output = run("cat", "-o", str(tmp_path / "cat.png"), "--steps", "12", "--cache", "first-block:0").output
+    assert output.count("warning: the cache never fired") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--cache-predict", "hold"), "cannot act without --cache"),
+        (("--cache-guard", "max_skips=1"), "cannot act without --cache"),
+        (("--cache", "none", "--cache-predict", "hold"), "predictor and guards cannot act"),
+        (("--cache", "quick"), "cache 'quick' is unknown"),
+        (("--cache", "interval", "--cache-guard", "skips=2"), "guard 'skips=2' cannot be read"),
+        (("--cache", "interval", "--cache-guard", "max_skips=-2"), "guard 'max_skips=-2' cannot be read"),
+    ],
+)
+def test_caches_that_cannot_act(run: Run, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        run("cat", "-o", str(tmp_path / "cat.png"), *options)

@@ -133,7 +133,7 @@ def test_bad_request(toy: Toy, request_: dict[str, Any], message: str) -> None:
     [
         ({"input_image": object()}, "input_image: drawing from an image is not supported"),
         ({"timesteps": [1000.0]}, "timesteps: schedules are given as sigmas"),
-        ({"residual_threshold": 0.1}, "residual_threshold: it acts with first-block caching alone"),
+        ({"residual_threshold": 0.1}, "residual_threshold: it acts with a first-block cache alone"),
         ({"text_ids": np.zeros((5, 3), np.float32)}, "text_ids: got float32[5, 3], expected float32[tokens=6, axes=3]"),
         ({"latent_image_ids": np.zeros((16, 2), np.float32)}, "latent_image_ids: got float32[16, 2]"),
         ({"tokens": np.zeros((1, 8), np.int64)}, "tokens without tokens_2"),

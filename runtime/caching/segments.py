@@ -1,0 +1,65 @@
+"""A lane's step made of the denoiser's segments: what runs when a step is computed, and what when something stands in.
+
+Computed: embed, first, rest, finish. A first-block skip: embed, first, add, finish. A static skip that holds the residual of
+all blocks: embed, add, finish. A predicted output: none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vitrify.runtime.caching.predictors import landing, predict, record
+
+if TYPE_CHECKING:
+    from vitrify.engine.denoiser import DenoiserPlan
+    from vitrify.runtime.caching.state import DenoisingCacheState
+    from vitrify.runtime.pipeline import DiffusionPipeline
+
+__all__ = ["computed", "skipped"]
+
+Array = npt.NDArray[Any]
+
+
+def computed(pipeline: DiffusionPipeline, state: DenoisingCacheState, plan: DenoiserPlan, index: int) -> tuple[Array, ...]:
+    """`run_transformer` of a compiled pipeline: step `index` of this lane's plan, with what its cache keeps of it."""
+    policy = state.policy
+    if policy is None:
+        return (plan.step(index),)
+    hidden = plan.hidden
+    if not policy.probes:
+        noise_pred = plan.step(index)
+        if state.of == "residual":
+            record(state, np.subtract(hidden.last, hidden.embedded, out=landing(state)))
+        return (noise_pred,)
+    plan.select(index)
+    plan.run("embed")
+    plan.run("first")
+    residual = np.subtract(hidden.first, hidden.embedded, out=state.candidate)
+
+    def compute() -> Array:
+        plan.run("rest")
+        if state.of == "residual":
+            return np.subtract(hidden.last, hidden.first, out=landing(state))
+        plan.run("finish")
+        return plan.noise_pred
+
+    def finish(remaining: Array) -> Array:
+        # A computed step finishes what `rest` gave: first + (last − first) would round it.
+        if not state.computed:
+            np.add(hidden.first, remaining, out=hidden.last)
+        plan.run("finish")
+        return plan.noise_pred
+
+    return pipeline.first_block(state, residual, compute, finish if state.of == "residual" else None)
+
+
+def skipped(state: DenoisingCacheState, plan: DenoiserPlan, index: int) -> Array:
+    """`run_skipped` of a compiled pipeline: the held residual of all blocks on this step's own embedding."""
+    plan.select(index)
+    plan.run("embed")
+    np.add(plan.hidden.embedded, predict(state), out=plan.hidden.last)
+    plan.run("finish")
+    return plan.noise_pred
