@@ -172,11 +172,10 @@ class DenoiserPlan:
         made = {t.name for t in graph.outputs}
         for name, array in self._held.items():
             if name not in made:
-                if request[name].shape != array.shape or request[name].dtype != array.dtype:
-                    raise SpecError(
-                        f"{name!r}: got {request[name].dtype}{list(request[name].shape)}, expected {array.dtype}{list(array.shape)}"
-                    )
-                array[...] = request[name]
+                given = request[name]
+                if given.shape != array.shape or given.dtype != array.dtype:
+                    raise SpecError(f"{name!r}: got {given.dtype}{list(given.shape)}, expected {array.dtype}{list(array.shape)}")
+                array[...] = given
 
     def _check_names(self, request: Mapping[str, Array], rows: Mapping[str, Array]) -> None:
         graph = self.spec.graphs["condition"]
@@ -219,7 +218,7 @@ class DenoiserPlan:
     @property
     def allocated_bytes(self) -> int:
         """Bytes of all buffers of this plan, tables included, each counted once."""
-        arrays = [table for table in self._tables.values()]
+        arrays = list(self._tables.values())
         for name, plan in self._plans.items():
             graph = self.spec.graphs[name]
             arrays += [plan.array(t.name) for t in (*graph.inputs, *graph.outputs) if t.name not in self._tables]

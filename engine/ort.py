@@ -45,7 +45,8 @@ def installed_flavour() -> str:
     if len(found) > 1:
         raise BackendError(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; run: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu, then exactly one of: pip install 'vitrify[cpu]', pip install 'vitrify[cuda]'"
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then exactly one of: "
+            "pip install 'vitrify[cpu]', pip install 'vitrify[cuda]'"
         )
     return found[0]
 

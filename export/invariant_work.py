@@ -16,7 +16,7 @@ _WORK = frozenset({"Attention", "Conv", "Elu", "Erf", "Gelu", "Gemm", "MatMul", 
 
 
 def invariant_work(recipe: ComponentRecipe, parts: Mapping[str, ir.Model]) -> tuple[str, ...]:
-    """Matrix products and activations of the loop's segments without a path from the latents, as `segment/weight` or `segment/value`.
+    """The loop's matrix products and activations without a path from the latents, as `segment/weight` or `segment/value`.
 
     These are what block 0 makes of the text: text tokens × this step's modulation, too large to keep for every step.
     Raises CompileError when another segment has any: the hoist has then missed something.
