@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +114,7 @@ class DenoiserPlan:
         produced = {t.name: t for t in spec.graphs["condition"].outputs}
         self._tables = {name: self._table(t) for name, t in produced.items() if t.shape[:1] == (CONDITION_ROWS,)}
         self._held: dict[str, Array] = {}
-        self._rows: list[tuple[Plan, str, list[Array]]] = []
+        self._rows: list[Callable[[int], None]] = []
         self._wire(produced)
         self.latents = self._plans["embed"].array(_only_input(spec, "embed", set(self._held) | set(self._tables)))
         self.noise_pred = self._plans["finish"].array(spec.graphs["finish"].outputs[0].name)
@@ -135,7 +135,7 @@ class DenoiserPlan:
             for tensor in self.spec.graphs[segment].inputs:
                 if tensor.name in self._tables:
                     table = self._tables[tensor.name]
-                    self._rows.append((plan, tensor.name, [table[i] for i in range(self.steps)]))
+                    self._rows.append(plan.switch(tensor.name, list(table)))
                     plan.bind(tensor.name, table[0])
                 elif tensor.name in made:
                     plan.bind(tensor.name, made[tensor.name])
@@ -195,8 +195,8 @@ class DenoiserPlan:
 
     def select(self, index: int) -> None:
         """Point every segment at step `index`'s rows of its table."""
-        for plan, name, rows in self._rows:
-            plan.bind(name, rows[index])
+        for point in self._rows:
+            point(index)
 
     def run(self, segment: str) -> None:
         """Run one loop segment on the rows selected."""

@@ -153,6 +153,8 @@ class _Part:
             if len(value.shape or ()) != 2:
                 node = ir.Node("", "Flatten", [own], [ir.AttrInt64("axis", 1)], num_outputs=1)
                 node.outputs[0].name = f"{value.name}.row.{segment}"
+                node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+                node.outputs[0].shape = ir.Shape([CONDITION_ROWS, _width(value)])
                 self.nodes.append(node)
                 own = node.outputs[0]
             flat.append(own)

@@ -11,11 +11,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
+from vitrify.engine.ort import OrtCpuBackend
 from vitrify.engine.specs import ComponentSpec
 from vitrify.export.graphs import component_spec
 from vitrify.export.recipe import ComponentRecipe, GraphInput, SegmentRecipe
 
-__all__ = ["Array", "assert_unchanged", "graph", "names", "never_built", "ops", "run", "toy_recipe", "write_parts"]
+__all__ = ["Array", "assert_unchanged", "graph", "names", "never_built", "ops", "run", "run_file", "toy_recipe", "write_parts"]
 
 Array = npt.NDArray[Any]
 
@@ -38,10 +39,20 @@ def names(model: ir.Model) -> list[str]:
 
 def run(model: ir.Model, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Its outputs in ONNX Runtime, as the graph stands: nothing is optimised."""
+    return _run(ir.to_proto(model).SerializeToString(), feeds)
+
+
+def run_file(path: Path, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """The same of a file, whose weights may lie beside it."""
+    return _run(str(path), feeds)
+
+
+def _run(model: bytes | str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    OrtCpuBackend(kernels="portable")  # the process's thread pool: sessions without it are refused once it is there
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    options.use_per_session_threads = False
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     wanted = [o.name for o in session.get_outputs()]
     return dict(zip(wanted, session.run(wanted, dict(feeds)), strict=True))
 
