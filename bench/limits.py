@@ -17,7 +17,7 @@ _REPEATS = 10
 
 
 def measure_limits(threads: int) -> dict[str, float]:
-    """dtype → FLOP/s of the fastest of some 2048³ products: float32 the better of PyTorch's and ONNX Runtime's, bfloat16 PyTorch's.
+    """dtype → FLOP/s of the fastest of some 2048³ products: the better of PyTorch's and ONNX Runtime's, bfloat16 PyTorch's.
 
     Each library measures in a process of its own.
     """

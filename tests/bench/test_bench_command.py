@@ -57,7 +57,9 @@ def test_a_run_on_the_sample(tmp_path: Path) -> None:
         bench, [*arguments, "--cache", str(tmp_path / "cache"), "--json", str(out)], catch_exceptions=False
     )
     assert result.exit_code == 0
-    (case,) = read_run(out).cases
+    run = read_run(out)
+    assert run.limits.keys() == {"float32", "bfloat16"}
+    (case,) = run.cases
     assert set(case.checks) == set(case.peers) == {"vitrify", "plain-ort", "eager-fp32", "eager-bf16"}
     assert case.checks["vitrify"].relative < 1e-5
     assert set(case.peers["vitrify"].parts) == {

@@ -67,7 +67,9 @@ def test_another_shape_is_infinitely_far() -> None:
     assert difference(REFERENCE, REFERENCE[None]) == Difference(math.inf, math.inf)
 
 
-@pytest.mark.parametrize("found", [Difference(math.nan, 0.0), Difference(0.0, math.nan), Difference(1e-5, 3e-3), Difference(2e-4, 0.0)])
+@pytest.mark.parametrize(
+    "found", [Difference(math.nan, 0.0), Difference(0.0, math.nan), Difference(1e-5, 3e-3), Difference(2e-4, 0.0)]
+)
 def test_what_is_too_far_raises_and_says_both_errors(found: Difference) -> None:
     with pytest.raises(ParityError, match="block 7 differs from eager PyTorch: relative error .* worst element") as raised:
         found.check(1e-4, "block 7")

@@ -201,5 +201,3 @@ def request(model: FluxTransformer2DModel, *, batch: int, grid: tuple[int, int],
         "image_rotary": tables(model, image_ids),
     }
     return Request(once, by_step, normal(steps, batch, height * width, config.in_channels), image_ids, text_ids)
-
-
