@@ -192,7 +192,12 @@ class _GivenTables(nn.Module):
 
     def forward(self, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         width = tables.shape[-1] // 2
-        return tables[:, :width], tables[:, width:]
+        return _twice(tables[:, 0:width:2]), _twice(tables[:, width::2])
+
+
+def _twice(half: torch.Tensor) -> torch.Tensor:
+    """[tokens, n] → [tokens, 2·n]: each angle beside itself, which the tables hold anyway and the rotary pass builds on."""
+    return torch.stack([half, half], dim=-1).flatten(1)
 
 
 class _TimeFrequencies(nn.Module):

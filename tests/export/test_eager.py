@@ -133,7 +133,7 @@ def test_the_tie_may_be_stored_under_its_other_name() -> None:
 def test_stored_tensors_are_lifted_and_the_file_is_never_written(
     tmp_path: Path, stored: str, dtype: type, shape: tuple[int, ...]
 ) -> None:
-    values = np.arange(1, 1 + int(np.prod(shape)), dtype=np.float32).reshape(shape).astype(dtype)
+    values: Array = np.arange(1, 1 + int(np.prod(shape)), dtype=np.float32).reshape(shape).astype(dtype)
     file = tmp_path / "weights"
     file.write_bytes(b"odd" + values.tobytes())
     file.chmod(0o400)

@@ -71,7 +71,7 @@ def test_another_shape_is_infinitely_far() -> None:
     "found", [Difference(math.nan, 0.0), Difference(0.0, math.nan), Difference(1e-5, 3e-3), Difference(2e-4, 0.0)]
 )
 def test_what_is_too_far_raises_and_says_both_errors(found: Difference) -> None:
-    with pytest.raises(ParityError, match="block 7 differs from eager PyTorch: relative error .* worst element") as raised:
+    with pytest.raises(ParityError, match=r"block 7 differs from eager PyTorch: relative error .* worst element") as raised:
         found.check(1e-4, "block 7")
     assert isinstance(raised.value, CompileError)
 
@@ -97,7 +97,10 @@ def test_rounded_up_is_the_next_of_1_2_and_5(value: float) -> None:
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(0.0, 0.0), (1e-5, 1e-5), (1.0000001e-5, 2e-5), (2e-7, 2e-7), (3e-7, 5e-7), (5.1e-7, 1e-6), (9.99e-6, 1e-5), (0.5, 0.5), (7.0, 10.0)],
-)  # fmt: skip
+    [
+        *((v, v) for v in (0.0, 1e-5, 2e-7, 5e-300, 0.5, 1.0, 20.0)),
+        *((1.0000001e-5, 2e-5), (3e-7, 5e-7), (5.1e-7, 1e-6), (9.99e-6, 1e-5), (7.0, 10.0)),
+    ],
+)
 def test_rounded_up_by_example(value: float, expected: float) -> None:
     assert rounded_up(value) == expected

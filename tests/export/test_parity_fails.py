@@ -179,13 +179,13 @@ def test_the_graphs_as_written_pass(guided: TinyFlux, limit: int) -> None:
 )
 def test_a_changed_graph_fails(guided: TinyFlux, tmp_path: Path, segment: str, change: Change, limit: int) -> None:
     root = altered(guided, tmp_path, segment, change)
-    with pytest.raises(ParityError, match="transformer: .* differs from eager PyTorch: relative error"):
+    with pytest.raises(ParityError, match=r"transformer: .* differs from eager PyTorch: relative error"):
         verify_component(blocks_only(guided.recipe), guided.spec, root, guided.locations, whole_limit_bytes=limit)
 
 
 def test_the_block_at_fault_is_named(guided: TinyFlux, tmp_path: Path) -> None:
     root = altered(guided, tmp_path, "rest", scaled_weight)
-    with pytest.raises(ParityError, match="^transformer: block single_transformer_blocks.0 differs"):
+    with pytest.raises(ParityError, match=r"^transformer: block single_transformer_blocks\.0 differs"):
         verify_component(blocks_only(guided.recipe), guided.spec, root, guided.locations, whole_limit_bytes=0)
 
 
@@ -272,7 +272,7 @@ def test_a_compiler_that_wires_wrongly_fails(
         return parts
 
     monkeypatch.setattr(verify, "run_passes", compile_wrongly)
-    with pytest.raises(ParityError, match="^transformer: wiring noise_pred differs"):
+    with pytest.raises(ParityError, match=r"^transformer: wiring noise_pred differs"):
         verify_component(retraced, guided.spec, guided.root, guided.locations, whole_limit_bytes=0)
 
 

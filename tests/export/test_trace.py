@@ -122,7 +122,7 @@ def test_a_module_of_four_terabytes_is_traced() -> None:
     recipe = toy(lambda: nn.Linear(size, size), width=size)
     traced = trace(recipe)
     assert traced.parameters == {"weight": (size, size), "bias": (size,)}
-    assert [(v.name, str(v.shape)) for v in traced.model.graph.inputs][0] == ("x", f"[rows,{size}]")
+    assert str(traced.model.graph.inputs[0].shape) == f"[rows,{size}]"
 
 
 class WithBuffer(nn.Module):
@@ -145,7 +145,7 @@ def test_buffers_keep_their_values() -> None:
     assert {name: value.tolist() for name, value in buffers.items()} == {"model.scale": [0.5, 1.5, 2.5]}
     assert all(b.is_meta for b in module.buffers())
     x = np.ones((4, 3), np.float32)
-    np.testing.assert_array_equal(run(trace(recipe).model, {"x": x})["y"], x * np.float32([0.5, 1.5, 2.5]))
+    np.testing.assert_array_equal(run(trace(recipe).model, {"x": x})["y"], x * np.asarray([0.5, 1.5, 2.5], np.float32))
 
 
 def test_a_buffer_without_a_value_is_refused_by_name() -> None:

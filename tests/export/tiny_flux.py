@@ -15,6 +15,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import save_file
 
+from vitrify.engine.artifact import read_header
 from vitrify.engine.specs import ComponentSpec
 from vitrify.export.families import recipe_for
 from vitrify.export.graphs import component_spec
@@ -24,11 +25,11 @@ from vitrify.export.passes.external import tie_parameters
 from vitrify.export.recipe import ComponentRecipe, Recipe
 from vitrify.export.source import TensorLocation
 from vitrify.export.trace import TracedGraph, trace
-from vitrify.engine.artifact import read_header
 
 __all__ = ["CONFIG", "Configs", "TinyFlux", "compiled", "flux_recipe", "located", "random_model", "request", "tables"]
 
 Array = npt.NDArray[np.float32]
+Model = Any  # a FluxTransformer2DModel: diffusers ships types that a checker cannot follow
 
 CONFIG: dict[str, Any] = {
     "patch_size": 1,
@@ -86,7 +87,7 @@ def transformer_recipe(config: Mapping[str, Any]) -> ComponentRecipe:
     return next(c for c in flux_recipe(config).components if c.name == "transformer")
 
 
-def random_model(config: Mapping[str, Any], seed: int = 0) -> FluxTransformer2DModel:
+def random_model(config: Mapping[str, Any], seed: int = 0) -> Model:
     """diffusers' own model in float32, every parameter another and each large enough to matter."""
     torch.manual_seed(seed)
     model = FluxTransformer2DModel.from_config(dict(config)).eval().requires_grad_(False)
@@ -113,7 +114,7 @@ class TinyFlux:
     root: Path
     spec: ComponentSpec
     unsplit: ComponentSpec
-    model: FluxTransformer2DModel
+    model: Model
     traced: ir.Model
     parameters: Mapping[str, tuple[int, ...]]
     locations: Mapping[str, TensorLocation]
@@ -143,7 +144,7 @@ def compiled(config: Mapping[str, Any], root: Path, dtype: torch.dtype = torch.f
     return TinyFlux(config, recipe, root, spec, unsplit, model, original, parameters, locations)
 
 
-def tables(model: FluxTransformer2DModel, ids: torch.Tensor) -> Array:
+def tables(model: Model, ids: torch.Tensor) -> Array:
     """Rotary tables of position ids, cosines beside sines, as diffusers' own embedding makes them."""
     cosines, sines = model.pos_embed(ids)
     return np.asarray(torch.cat([cosines, sines], dim=-1).numpy(), dtype=np.float32)
@@ -159,7 +160,7 @@ class Request:
     image_ids: torch.Tensor
     text_ids: torch.Tensor
 
-    def eager(self, model: FluxTransformer2DModel, step: int) -> Array:
+    def eager(self, model: Model, step: int) -> Array:
         """What diffusers predicts at `step`."""
         guidance = torch.from_numpy(self.by_step["guidance"][step]) if "guidance" in self.by_step else None
         with torch.no_grad():
@@ -176,7 +177,7 @@ class Request:
         return np.asarray(noise_pred.numpy(), dtype=np.float32)
 
 
-def request(model: FluxTransformer2DModel, *, batch: int, grid: tuple[int, int], text: int, steps: int, seed: int = 1) -> Request:
+def request(model: Model, *, batch: int, grid: tuple[int, int], text: int, steps: int, seed: int = 1) -> Request:
     """Random inputs for a picture of `grid` tokens; every row and every step its own."""
     rng = np.random.default_rng(seed)
     config = model.config
