@@ -28,13 +28,22 @@ def built(cache: Path, kind: str, key: Mapping[str, Any], build: Callable[[Path]
     if place.is_dir():
         return place
     cache.mkdir(parents=True, exist_ok=True)
-    own = re.compile(re.escape(kind) + r"-[0-9a-f]{16}(\.\d+)?")
-    for stale in [path for path in cache.iterdir() if own.fullmatch(path.name)]:
-        shutil.rmtree(stale)
+    own = re.compile(re.escape(kind) + r"-[0-9a-f]{16}(?:\.(\d+))?")
+    for path in list(cache.iterdir()):
+        found = own.fullmatch(path.name)
+        if found and not (found[1] and _is_running(int(found[1]))):
+            shutil.rmtree(path)
     unfinished = cache / f"{place.name}.{os.getpid()}"
     build(unfinished)
-    unfinished.rename(place)
+    if place.is_dir():  # another process was quicker
+        shutil.rmtree(unfinished)
+    else:
+        unfinished.rename(place)
     return place
+
+
+def _is_running(pid: int) -> bool:
+    return pid != os.getpid() and Path(f"/proc/{pid}").exists()
 
 
 def code_digest(*names: str) -> str:

@@ -122,9 +122,12 @@ def startup(cases: tuple[str, ...], threads: int | None, json_file: Path | None,
     found = []
     for name in cases or tuple(CASES):
         _report(f"{name}: prepare")
-        prepared = prepare(case(name), cache.resolve(), sample.resolve(), plain=False, threads=count)
+        one = case(name)
+        prepared = prepare(one, cache.resolve(), sample.resolve(), plain=False, threads=count)
         _report(f"{name}: measure")
-        found.append(measure_startup(name, prepared.artifact, threads=count))
+        # Random weights draw noise: one step opens every session.
+        steps = one.steps if one.trained else 1
+        found.append(measure_startup(name, prepared.artifact, steps=steps, threads=count))
     _finish(json_file, document("startup", this_machine(), [one.to_json() for one in found]), [startup_table(found)])
 
 

@@ -17,6 +17,7 @@ from vitrify.engine.session import Array
 __all__ = ["write_random_weights"]
 
 _CHUNK_ELEMENTS = 1 << 22
+_SCORE_NORMS = ("norm_q.weight", "norm_k.weight", "norm_added_q.weight", "norm_added_k.weight")
 _BYTES = 2  # of a bfloat16
 
 
@@ -25,8 +26,8 @@ def write_random_weights(
 ) -> int:
     """Write bfloat16 tensors of `shapes` as `stem`.safetensors, or as shards with an index; returns the tensors' bytes.
 
-    Scales keep activations at their size: 1/√fan-in for matrices and kernels, vectors around 1 in norms and around 0 as
-    biases. A tensor's values depend on `seed` and its name alone.
+    Scales keep activations at their size: 1/√fan-in for matrices and kernels, vectors around 1 in norms (2 where queries
+    and keys are normalised) and around 0 as biases. A tensor's values depend on `seed` and its name alone.
     """
     shards = _sharded(shapes, shard_bytes)
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,11 @@ def _values(name: str, shape: tuple[int, ...], seed: int) -> Iterator[Array]:
 def _scale(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     """Mean and standard deviation."""
     if len(shape) < 2:
-        return (0.0, 0.02) if name.endswith("bias") else (1.0, 0.1)
+        if name.endswith("bias"):
+            return 0.0, 0.02
+        # Scores of standard deviation 4: near 1 attention would be a plain mean over a thousand tokens, and text and
+        # positions would hardly matter.
+        return (2.0, 0.1) if name.endswith(_SCORE_NORMS) else (1.0, 0.1)
     if name.endswith(("embedding.weight", "shared.weight", "relative_attention_bias.weight")):
         return 0.0, 0.5
     spread = 1.0 / math.sqrt(math.prod(shape[1:]))

@@ -141,13 +141,14 @@ def startup_table(found: Iterable[Startup]) -> Table:
     table.add_column("what", no_wrap=True)
     for one in columns:
         table.add_column(one.case, justify="right")
+    table.add_row("steps per image", *(str(one.steps) for one in columns))
     seconds = {
         "import vitrify.runtime": "import_s",
         "… and its load": "import_load_s",
         "load": "load_s",
         "first image": "first_image_s",
         "load and first image": "ready_s",
-        "whole process": "process_s",
+        "whole process, both images": "process_s",
         "next image": "next_image_s",
     }
     for label, name in seconds.items():
@@ -155,14 +156,16 @@ def startup_table(found: Iterable[Startup]) -> Table:
     sizes = {
         "libraries, anonymous": "library_anonymous",
         "libraries, mapped": "library_mapped",
-        "loaded, anonymous": "loaded_anonymous",
-        "loaded, mapped": "loaded_mapped",
+        "sessions open, anonymous": "opened_anonymous",
+        "sessions open, mapped": "opened_mapped",
+        "after an image, anonymous": "drawn_anonymous",
+        "after an image, mapped": "drawn_mapped",
         "weights in float32": "weights_bytes",
     }
     for label, name in sizes.items():
         table.add_row(label, *(f"{getattr(one, name) / _MIB:.0f} MiB" for one in columns))
-    table.add_row("resident / weights", *(f"{one.resident_over_weights:.2f}" for one in columns))
-    table.add_row("… without the libraries", *(f"{one.added_over_weights:.2f}" for one in columns))
+    table.add_row("sessions alone / weights", *(f"{one.opened_over_weights:.2f}" for one in columns))
+    table.add_row("all after an image / weights", *(f"{one.drawn_over_weights:.2f}" for one in columns))
     return table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vitrify.bench.measure import Clock, now
@@ -55,6 +55,9 @@ class _TimedPlan(Plan):
 
     def bind(self, name: str, array: Array) -> None:
         self._inner.bind(name, array)
+
+    def switch(self, name: str, arrays: Sequence[Array]) -> Callable[[int], None]:
+        return self._inner.switch(name, arrays)
 
     def ready(self) -> None:
         self._inner.ready()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +127,7 @@ class DenoiserPlan:
         produced = {t.name: t for t in spec.graphs["condition"].outputs}
         self._tables = {name: self._table(t) for name, t in produced.items() if t.shape[:1] == (CONDITION_ROWS,)}
         self._held: dict[str, Array] = {}
-        self._rows: list[tuple[Plan, str, list[Array]]] = []
+        self._rows: list[Callable[[int], None]] = []
         self._wire(produced)
         self.latents = self._plans["embed"].array(_only_input(spec, "embed", set(self._held) | set(self._tables)))
         self.noise_pred = self._plans["finish"].array(spec.graphs["finish"].outputs[0].name)
@@ -148,7 +148,7 @@ class DenoiserPlan:
             for tensor in self.spec.graphs[segment].inputs:
                 if tensor.name in self._tables:
                     table = self._tables[tensor.name]
-                    self._rows.append((plan, tensor.name, [table[i] for i in range(self.steps)]))
+                    self._rows.append(plan.switch(tensor.name, list(table)))
                     plan.bind(tensor.name, table[0])
                 elif tensor.name in made:
                     plan.bind(tensor.name, made[tensor.name])
@@ -185,11 +185,10 @@ class DenoiserPlan:
         made = {t.name for t in graph.outputs}
         for name, array in self._held.items():
             if name not in made:
-                if request[name].shape != array.shape or request[name].dtype != array.dtype:
-                    raise SpecError(
-                        f"{name!r}: got {request[name].dtype}{list(request[name].shape)}, expected {array.dtype}{list(array.shape)}"
-                    )
-                array[...] = request[name]
+                given = request[name]
+                if given.shape != array.shape or given.dtype != array.dtype:
+                    raise SpecError(f"{name!r}: got {given.dtype}{list(given.shape)}, expected {array.dtype}{list(array.shape)}")
+                array[...] = given
 
     def _check_names(self, request: Mapping[str, Array], rows: Mapping[str, Array]) -> None:
         graph = self.spec.graphs["condition"]
@@ -209,8 +208,8 @@ class DenoiserPlan:
 
     def select(self, index: int) -> None:
         """Point every segment at step `index`'s rows of its table."""
-        for plan, name, rows in self._rows:
-            plan.bind(name, rows[index])
+        for point in self._rows:
+            point(index)
 
     def run(self, segment: str) -> None:
         """Run one loop segment on the rows selected."""
@@ -250,7 +249,7 @@ class DenoiserPlan:
     @property
     def allocated_bytes(self) -> int:
         """Bytes of all buffers of this plan, tables included, each counted once."""
-        arrays = [table for table in self._tables.values()]
+        arrays = list(self._tables.values())
         for name, plan in self._plans.items():
             graph = self.spec.graphs[name]
             arrays += [plan.array(t.name) for t in (*graph.inputs, *graph.outputs) if t.name not in self._tables]

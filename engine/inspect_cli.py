@@ -153,10 +153,10 @@ def _component_row(manifest: Manifest, component: ComponentSpec) -> tuple[str, .
     return (
         component.name,
         component.class_name,
-        component.encoding.value,
+        component.encoding.value if component.weights else "-",
         ", ".join(component.graphs),
         _count(_sum(graphs, "parameters")),
-        _bytes(_sum(graphs, "parameter_bytes")),
+        _stored(graphs),
         _bytes(_size_of(manifest, component.weights)) if manifest.files else "-",
     )
 
@@ -180,14 +180,14 @@ def _loop_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
             parameters = _sum(graphs, "parameters")
             segments = ", ".join(name for name, graph in component.graphs.items() if graph in graphs)
             share = f"{parameters / total:.1%}" if total else "-"
-            yield component.name, when, segments, _count(parameters), _bytes(_sum(graphs, "parameter_bytes")), share
+            yield component.name, when, segments, _count(parameters), _stored(graphs), share
 
 
 def _graph_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     for name, (_, graph) in manifest.graphs().items():
         size = _bytes(manifest.files[graph.path].size) if graph.path in manifest.files else "-"
         tensors = ("\n".join(f"{t.name}: {t}" for t in side) for side in (graph.inputs, graph.outputs))
-        yield name, _count(graph.parameters), _bytes(graph.parameter_bytes), size, *tensors
+        yield name, _count(graph.parameters), _stored([graph]), size, *tensors
 
 
 def _invariant_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
@@ -198,6 +198,8 @@ def _invariant_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
 
 def _parity_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     for component in manifest.components.values():
+        if not component.weights:
+            continue  # planned only: there is nothing yet to compare
         parity = component.parity
         if not parity.checked:
             yield component.name, "not checked (--no-parity)", "-", "-"
@@ -219,6 +221,12 @@ def _flat(data: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, str
 
 def _sum(graphs: Sequence[GraphSpec] | Any, field: str) -> int:
     return sum(int(getattr(graph, field)) for graph in graphs)
+
+
+def _stored(graphs: Sequence[GraphSpec] | Any) -> str:
+    """Bytes of the weights that graphs read; none are known of a plan."""
+    total = _sum(graphs, "parameter_bytes")
+    return _bytes(total) if total else "-"
 
 
 def _size_of(manifest: Manifest, paths: Sequence[str] | set[str] | Mapping[str, object]) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -45,7 +46,8 @@ def installed_flavour() -> str:
     if len(found) > 1:
         raise BackendError(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; run: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu, then exactly one of: pip install 'vitrify[cpu]', pip install 'vitrify[cuda]'"
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then exactly one of: "
+            "pip install 'vitrify[cpu]', pip install 'vitrify[cuda]'"
         )
     return found[0]
 
@@ -121,7 +123,7 @@ class OrtCpuBackend(Backend):
                 f"{spec.path}: ONNX Runtime {self._ort.__version__} cannot open it: {str(error).strip()[:500]}"
             ) from error
         release_free_memory()
-        return _OrtSession(session, spec)
+        return _OrtSession(session, spec, self._ort.OrtValue)
 
 
 @lru_cache(maxsize=1)
@@ -156,8 +158,9 @@ _POOL = _Pool()
 
 
 class _OrtSession(Session):
-    def __init__(self, session: Any, spec: GraphSpec) -> None:
+    def __init__(self, session: Any, spec: GraphSpec, ort_value: Any) -> None:
         super().__init__(spec)
+        self._ort_value = ort_value
         self._session: Any = session
         if session.get_providers() != ["CPUExecutionProvider"]:
             raise BackendError(f"{spec.path}: got providers {session.get_providers()}, expected the CPU")
@@ -172,6 +175,10 @@ class _OrtSession(Session):
             raise BackendError(f"{self.spec.path}: the session is closed")
         return self._session
 
+    def wrap(self, array: Array) -> Any:
+        """An OrtValue over the array's own memory."""
+        return self._ort_value.ortvalue_from_numpy(array)
+
     def close(self) -> None:
         self._session = None
         release_free_memory()
@@ -184,11 +191,17 @@ class _OrtPlan(Plan):
         self._binding = session.raw.io_binding()
         self._types = {t.name: t.dtype.onnx for t in (*session.spec.inputs, *session.spec.outputs)}
         self._inputs = {t.name for t in session.spec.inputs}
+        self._wrap = session.wrap
 
     def _bind(self, name: str, array: Array) -> None:
         bind = self._binding.bind_input if name in self._inputs else self._binding.bind_output
         # The type by its ONNX number: ONNX Runtime knows no numpy type for bfloat16.
         bind(name, "cpu", 0, self._types[name], list(array.shape), array.ctypes.data)
+
+    def _binder(self, name: str, array: Array) -> Callable[[], object]:
+        value = self._wrap(array)  # shares the array's memory
+        bind = self._binding.bind_ortvalue_input if name in self._inputs else self._binding.bind_ortvalue_output
+        return functools.partial(bind, name, value)
 
     def run(self) -> None:
         try:

@@ -8,9 +8,10 @@ dimension values. Everything that can be wrong is found when a session opens or 
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +60,24 @@ class Plan(ABC):
 
         Raises SpecError unless shape and dtype are the graph's and the memory is C-contiguous and, for an output, writeable.
         """
-        shape, dtype = self._expected(name)
-        if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
-            raise SpecError(
-                f"{self.spec.path}: {name!r} got {array.dtype}{list(array.shape)}"
-                f"{'' if array.flags.c_contiguous else ' (not contiguous)'}, expected contiguous {dtype}{list(shape)}"
-            )
-        if name in self._outputs and not array.flags.writeable:
-            raise SpecError(f"{self.spec.path}: output {name!r} got a read-only array; pass memory that can be written")
+        self._check(name, array)
         self._arrays[name] = array
         self._bind(name, array)
+
+    def switch(self, name: str, arrays: Sequence[Array]) -> Callable[[int], None]:
+        """A function that lets input or output `name` live in the array of the index it is called with, as often as wanted.
+
+        The arrays are checked here, as by `bind`; the function checks nothing.
+        """
+        for array in arrays:
+            self._check(name, array)
+        binders = [self._binder(name, array) for array in arrays]
+
+        def point(index: int) -> None:
+            self._arrays[name] = arrays[index]
+            binders[index]()
+
+        return point
 
     def ready(self) -> None:
         """Allocate what nobody has bound, so that `run` finds all in place.
@@ -87,6 +96,16 @@ class Plan(ABC):
         """Bytes of all bound buffers, each counted once."""
         return sum({a.ctypes.data: a.nbytes for a in self._arrays.values()}.values())
 
+    def _check(self, name: str, array: Array) -> None:
+        shape, dtype = self._expected(name)
+        if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+            raise SpecError(
+                f"{self.spec.path}: {name!r} got {array.dtype}{list(array.shape)}"
+                f"{'' if array.flags.c_contiguous else ' (not contiguous)'}, expected contiguous {dtype}{list(shape)}"
+            )
+        if name in self._outputs and not array.flags.writeable:
+            raise SpecError(f"{self.spec.path}: output {name!r} got a read-only array; pass memory that can be written")
+
     def _expected(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
         if name not in self._shapes:
             raise SpecError(f"{self.spec.path} has no input or output {name!r}; it has {', '.join(self._shapes)}")
@@ -95,6 +114,10 @@ class Plan(ABC):
     @abstractmethod
     def _bind(self, name: str, array: Array) -> None:
         """Tell the engine where `name` lives."""
+
+    def _binder(self, name: str, array: Array) -> Callable[[], object]:
+        """`_bind`, prepared: engines that can do part of it ahead override this."""
+        return functools.partial(self._bind, name, array)
 
     @abstractmethod
     def run(self) -> None:

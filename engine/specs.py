@@ -90,7 +90,10 @@ class Dim:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A graph's input or output: a number in `shape` is fixed, a string names a dimension or a sum, `"text_tokens + image_tokens"`."""
+    """A graph's input or output.
+
+    shape: a number is fixed, a string names a dimension or a sum of dimensions, `"text_tokens + image_tokens"`.
+    """
 
     name: str
     dtype: DType

@@ -76,10 +76,11 @@ class EagerModule:
 
     def _fill(self, owner: torch.nn.Module) -> None:
         for leaf, parameter in list(owner._parameters.items()):
-            name = self._names.get((id(owner), leaf))
-            if parameter is None or name is None:
+            if parameter is None or not parameter.is_meta:
                 continue
-            source = self._parameters[name]
+            name = self._names.get((id(owner), leaf))
+            # What no graph reads reaches no output, so that any numbers do.
+            source = np.zeros(parameter.shape, dtype=np.float32) if name is None else self._parameters[name]
             values = source if isinstance(source, np.ndarray) else read_float32(source)
             owner._parameters[leaf] = torch.nn.Parameter(torch.from_numpy(values), requires_grad=False)
 
@@ -90,7 +91,7 @@ class EagerModule:
     def _drop_hook(self, part: torch.nn.Module, _inputs: Any, _output: Any) -> None:
         for owner in part.modules():
             for leaf, parameter in list(owner._parameters.items()):
-                if parameter is not None and (id(owner), leaf) in self._names:
+                if parameter is not None:
                     owner._parameters[leaf] = torch.nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
 
     def _capture_hook(self, border: Border) -> Any:

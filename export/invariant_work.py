@@ -16,12 +16,13 @@ _WORK = frozenset({"Attention", "Conv", "Elu", "Erf", "Gelu", "Gemm", "MatMul", 
 
 
 def invariant_work(recipe: ComponentRecipe, parts: Mapping[str, ir.Model]) -> tuple[str, ...]:
-    """Matrix products and activations of the loop's segments without a path from the latents, as `segment/weight` or `segment/value`.
+    """The loop's matrix products and activations without a path from the latents, as `segment/weight` or `segment/value`.
 
     These are what block 0 makes of the text: text tokens × this step's modulation, too large to keep for every step.
     Raises CompileError when another segment has any: the hoist has then missed something.
     """
     latents = {i.name for i in recipe.inputs if i.role == "latents"}
+    handed = {i.name for i in recipe.inputs} | {v.name for part in parts.values() for v in part.graph.outputs}
     touched: set[str] = set(latents)
     found = []
     for segment in LOOP_SEGMENTS:
@@ -31,7 +32,8 @@ def invariant_work(recipe: ComponentRecipe, parts: Mapping[str, ir.Model]) -> tu
             if any(v in reached for v in node.inputs if v is not None):
                 reached.update(node.outputs)
             elif node.op_type in _WORK:
-                weights = [str(v.name) for v in node.inputs if v is not None and v.producer() is None and v.const_value is None]
+                given = [v for v in node.inputs if v is not None and v.producer() is None and v.const_value is None]
+                weights = [str(v.name) for v in given if v.name not in handed]
                 found.append((segment, next(iter(weights), str(node.outputs[0].name))))
         touched |= {str(v.name) for v in graph.outputs if v in reached}
     elsewhere = [f"{segment}/{name}" for segment, name in found if segment != "first"]

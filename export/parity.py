@@ -28,8 +28,9 @@ class Difference:
         """Raises ParityError unless relative ≤ tolerance and worst ≤ 20 × tolerance; NaN never passes."""
         if not (self.relative <= tolerance and self.worst <= _WORST_FACTOR * tolerance):
             raise ParityError(
-                f"{what} differs from eager PyTorch: relative error {self.relative:.2e} (allowed {tolerance:.0e}), worst element "
-                f"{self.worst:.2e} of the rms (allowed {_WORST_FACTOR * tolerance:.0e}); nothing was written. Please report it with the source's configs"
+                f"{what} differs from eager PyTorch: relative error {self.relative:.2e} (allowed {tolerance:.0e}), "
+                f"worst element {self.worst:.2e} of the rms (allowed {_WORST_FACTOR * tolerance:.0e}); nothing was written. "
+                "Please report it with the source's configs"
             )
 
     def __or__(self, other: Difference) -> Difference:

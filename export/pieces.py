@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from vitrify.engine.denoiser import CONDITION_ROWS
-from vitrify.engine.errors import CompileError
+from vitrify.engine.errors import ParityError
 from vitrify.engine.specs import GraphSpec
 from vitrify.export.graphs import tensor_spec
 from vitrify.export.passes.hoist import BATCH
@@ -83,16 +83,28 @@ class ShippedGraphs:
         return value
 
     def table_entry(self, node: ir.Node, output: int) -> ir.Value | None:
-        """What condition wrote to the place that `node` (the Split of a table) reads as its `output`-th value."""
+        """What condition wrote to the place that `node` (the Split of a table) reads as its `output`-th value.
+
+        Raises ParityError where the table is read in other widths than it is written in.
+        """
         table = node.inputs[0] if node.op_type == "Split" else None
         if table is None or table.producer() is not None or not (table.name or "").startswith(TABLE_PREFIX):
             return None
         made = self._made[str(table.name)].producer()
         if made is not None and made.op_type == "Pad":
             made = made.inputs[0].producer() if made.inputs[0] is not None else None
-        if made is None or made.op_type != "Concat" or output >= len(made.inputs):
-            raise CompileError(f"{table.name!r}: entry {output} is read, but condition does not write it")
+        written = [] if made is None or made.op_type != "Concat" else [_row_width(v) for v in made.inputs]
+        sizes = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
+        read = [] if sizes is None else sizes.numpy().tolist()
+        if made is None or output >= len(written) or read[: len(written)] != written:
+            raise ParityError(f"{table.name!r}: entry {output} is read from widths {read}, but condition writes widths {written}")
         return made.inputs[output]
+
+
+def _row_width(value: ir.Value | None) -> int | None:
+    """The numbers that one row of a table's entry has; None where its shape does not say."""
+    width = value.shape[-1] if value is not None and value.shape is not None else None
+    return width if isinstance(width, int) else None
 
 
 @dataclass

@@ -35,9 +35,8 @@ class _Sealed:
 
     def component(self, name: str) -> ComponentSpec:
         if name not in self.artifact.manifest.components:
-            raise ArtifactError(
-                f"{self.artifact.root}: no component {name!r}; it has {', '.join(self.artifact.manifest.components)}"
-            )
+            has = ", ".join(self.artifact.manifest.components)
+            raise ArtifactError(f"{self.artifact.root}: no component {name!r}; it has {has}; export the artifact again")
         return self.artifact.manifest.components[name]
 
 
@@ -46,18 +45,17 @@ def verify_artifact(
 ) -> dict[str, ParitySpec]:
     """Measure every component's parity again, as an export does.
 
-    against: the diffusers folder it was compiled from; its weight files must be the artifact's, byte for byte, and are
-    what eager PyTorch reads. Raises ArtifactError where they differ, ParityError where a graph does.
+    against: the diffusers folder it was compiled from; its configurations and weight files must be the artifact's, the
+    files byte for byte, and are what eager PyTorch reads.
+    Raises ArtifactError where they differ, ParityError where a graph does, CompileError if `against` is no such folder.
     """
     recipe = _recipe(artifact)
     found = {}
     for component in recipe.components:
         spec = artifact.manifest.components[component.name]
-        files = _weights(artifact, spec)
         if against is not None:
-            source = DiffusersFolder.open(against, variant=files.variant).weights(component.name)
-            _same_bytes(artifact, spec, source)
-            files = source
+            _same_source(artifact, spec, against)
+        files = _weights(spec, artifact.root if against is None else against)
         locations = resolve_parameters(_parameters(artifact, spec), files, component.aliases or {})
         found[component.name] = verify_component(component, spec, artifact.root, locations, whole_limit_bytes=whole_limit_bytes)
     return found
@@ -67,6 +65,8 @@ def _recipe(artifact: Artifact) -> Recipe:
     dims = artifact.manifest.dims
 
     def asked(name: str) -> Range:
+        if name not in dims:
+            raise ArtifactError(f"{artifact.root}: no dimension {name!r}; it has {', '.join(dims)}; export the artifact again")
         return Range(dims[name].min, dims[name].opt, dims[name].max)
 
     options = ExportOptions(
@@ -75,8 +75,9 @@ def _recipe(artifact: Artifact) -> Recipe:
     return recipe_for(_Sealed(artifact), options)
 
 
-def _weights(artifact: Artifact, spec: ComponentSpec) -> WeightFiles:
-    files = tuple(artifact.path(path) for path in spec.weights)
+def _weights(spec: ComponentSpec, root: Path) -> WeightFiles:
+    """A component's weight files under `root`: an artifact keeps the folders and names of its source."""
+    files = tuple(root / path for path in spec.weights)
     tensors = {
         name: TensorLocation(file, entry.dtype, entry.shape, entry.offset, entry.nbytes)
         for file in files
@@ -91,19 +92,28 @@ def _parameters(artifact: Artifact, spec: ComponentSpec) -> dict[str, tuple[int,
     for graph in spec.graphs.values():
         for value in ir.load(artifact.path(graph.path)).graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
-                found[str(value.name)] = tuple(int(d) for d in value.const_value.shape)
+                found[str(value.name)] = value.const_value.shape.numpy()
     return found
 
 
-def _same_bytes(artifact: Artifact, spec: ComponentSpec, source: WeightFiles) -> None:
-    sealed = {Path(path).name: artifact.manifest.files[path].sha256 for path in spec.weights}
-    for file in source.files:
-        digest = hashlib.sha256()
+def _same_source(artifact: Artifact, spec: ComponentSpec, source: Path) -> None:
+    """Raises ArtifactError naming the first file of `source` that is not what the artifact was compiled from."""
+    config = DiffusersFolder.open(source).component(spec.name).config
+    other = sorted(key for key in {*config, *spec.config} if config.get(key) != spec.config.get(key))
+    if other:
+        raise ArtifactError(
+            f"{source / spec.name}: its configuration is not what the artifact was compiled from: {other[0]} is "
+            f"{config.get(other[0])!r}, sealed {spec.config.get(other[0])!r}; name the source of {artifact.root}, or export again"
+        )
+    for path in spec.weights:
+        file, digest = source / path, hashlib.sha256()
+        if not file.is_file():
+            raise ArtifactError(f"{file}: missing, the artifact was compiled from it; name the source of {artifact.root}")
         with file.open("rb") as handle:
             while chunk := handle.read(_CHUNK_BYTES):
                 digest.update(chunk)
-        if sealed.get(file.name) != digest.hexdigest():
+        if artifact.manifest.files[path].sha256 != digest.hexdigest():
             raise ArtifactError(
-                f"{spec.name}: {file} is not what the artifact was compiled from "
-                f"(sha256 {digest.hexdigest()[:16]}…, sealed {str(sealed.get(file.name))[:16]}…)"
+                f"{file}: not what the artifact was compiled from (sha256 {digest.hexdigest()[:16]}…, sealed "
+                f"{artifact.manifest.files[path].sha256[:16]}…); name the source of {artifact.root}, or export again"
             )

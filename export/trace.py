@@ -30,7 +30,7 @@ _DOMAIN = "vitrify.trace"
 
 
 @torch.library.custom_op("vitrify_trace::border", mutates_args=())
-def _border(value: torch.Tensor, label: str) -> torch.Tensor:
+def _border(value: torch.Tensor, label: str) -> torch.Tensor:  # noqa: ARG001
     """Marks a value of the traced program; the mark survives into the ONNX graph as a node."""
     return value.clone()
 
@@ -184,7 +184,7 @@ def _parameters_as_inputs(
             value.const_value = None
             value.name = name.removeprefix(prefix)
             model.graph.inputs.append(value)
-            parameters[value.name] = tuple(int(d) for d in value.shape or ())
+            parameters[value.name] = value.shape.numpy() if value.shape is not None else ()
         elif name in buffers:
             value.const_value = ir.tensor(buffers[name].numpy(), name=name)
         elif value.const_value is not None and getattr(getattr(value.const_value, "raw", None), "is_meta", False):

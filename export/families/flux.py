@@ -43,9 +43,8 @@ def recipe(source: SourceConfigs, options: ExportOptions) -> Recipe:
         got = sources[name].class_name
         if got != expected:
             raise CompileError(f"{name}: got {got}, expected {expected} in a {source.pipeline_class}")
-    configs = {name: component.config for name, component in sources.items()}
-    if configs["transformer"].get("patch_size", 1) != 1:
-        raise CompileError(f"transformer: patch_size {configs['transformer']['patch_size']} is unsupported, expected 1")
+    configs = {name: _Config(name, component.config) for name, component in sources.items()}
+    _check(configs)
     dims = _dims(configs, options)
     tokens = dims["text_tokens"]
     defaults = {
@@ -69,6 +68,31 @@ def recipe(source: SourceConfigs, options: ExportOptions) -> Recipe:
         scheduler="scheduler",
         defaults={**defaults, **options.defaults},
     )
+
+
+class _Config(dict[str, Any]):
+    """A component's config.json; a field that is read but not there is a CompileError that names it."""
+
+    def __init__(self, component: str, fields: Mapping[str, Any]) -> None:
+        super().__init__(fields)
+        self._component = component
+
+    def __missing__(self, key: str) -> Any:
+        raise CompileError(f"{self._component}: its config.json has no {key!r}; copy the whole pipeline folder again")
+
+
+def _check(configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises CompileError where one component does not take what another gives."""
+    transformer, clip, t5, vae = (configs[name] for name in ("transformer", "text_encoder", "text_encoder_2", "vae"))
+    expected = {
+        "patch_size": (transformer.get("patch_size", 1), 1, "the only one supported"),
+        "in_channels": (transformer["in_channels"], vae["latent_channels"] * _PACK**2, "the vae's latent_channels × 4"),
+        "pooled_projection_dim": (transformer["pooled_projection_dim"], clip["hidden_size"], "text_encoder's hidden_size"),
+        "joint_attention_dim": (transformer["joint_attention_dim"], t5["d_model"], "text_encoder_2's d_model"),
+    }
+    for name, (got, wanted, why) in expected.items():
+        if got != wanted:
+            raise CompileError(f"transformer: {name} is {got}, expected {wanted}, {why}; is this a FluxPipeline's folder?")
 
 
 def _dims(configs: Mapping[str, Mapping[str, Any]], options: ExportOptions) -> dict[str, Dim]:
@@ -168,7 +192,12 @@ class _GivenTables(nn.Module):
 
     def forward(self, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         width = tables.shape[-1] // 2
-        return tables[:, :width], tables[:, width:]
+        return _twice(tables[:, 0:width:2]), _twice(tables[:, width::2])
+
+
+def _twice(half: torch.Tensor) -> torch.Tensor:
+    """[tokens, n] → [tokens, 2·n]: each angle beside itself, which the tables hold anyway and the rotary pass builds on."""
+    return torch.stack([half, half], dim=-1).flatten(1)
 
 
 class _TimeFrequencies(nn.Module):

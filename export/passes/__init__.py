@@ -8,6 +8,7 @@ from vitrify.export.passes.borders import name_borders
 from vitrify.export.passes.clean import clean, sweep
 from vitrify.export.passes.hoist import find_invariants
 from vitrify.export.passes.linear import linears_as_gemm
+from vitrify.export.passes.rotary import rotary_as_op
 from vitrify.export.passes.segments import cut
 from vitrify.export.passes.shapes import positional_reshapes
 from vitrify.export.recipe import ComponentRecipe
@@ -23,6 +24,7 @@ def run_passes(traced: TracedGraph, recipe: ComponentRecipe) -> dict[str, ir.Mod
         clean,
         name_borders,
         positional_reshapes,
+        rotary_as_op,
         lambda m: linears_as_gemm(m, parameters),
         sweep,
     ):

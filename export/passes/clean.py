@@ -33,8 +33,8 @@ _NO_OPS = (
 
 
 def clean(model: ir.Model) -> None:
-    """Rules: (1) inline functions, fold constants, remove operations that change nothing; (2) make constants initializers and merge equal subexpressions;
-    (3) remove metadata, whose stack traces name the machine; (4) drop Identities."""
+    """Rules: (1) inline functions, fold constants, remove operations that change nothing; (2) make constants initializers
+    and merge equal subexpressions; (3) remove metadata, whose stack traces name the machine; (4) drop Identities."""
     ir.passes.Sequential(
         common.InlinePass(),
         folding.FoldConstantsPass(shape_inference=True, input_size_limit=8192, output_size_limit=262144),

@@ -24,7 +24,7 @@ def linears_as_gemm(model: ir.Model, parameters: frozenset[str]) -> None:
         if weight is None or weight.shape is None or x is None or not _can_flatten(x):
             continue
         assert x.shape is not None
-        out_features, in_features = (int(d) for d in weight.shape)
+        out_features, in_features = weight.shape.numpy()
         last, bias = _with_bias(node, parameters, out_features)
         result = last.outputs[0]
         steps: list[ir.Node] = []
@@ -45,7 +45,7 @@ def linears_as_gemm(model: ir.Model, parameters: frozenset[str]) -> None:
             made = _node(steps, "Reshape", [gemm, target], f"{result.name}.linear")
         else:
             made = gemm
-        made.shape, made.dtype = result.shape, result.dtype
+        made.shape, made.type = result.shape, result.type
         model.graph.insert_after(last, steps)
         name = result.name
         ir.convenience.replace_all_uses_with(result, made, replace_graph_outputs=True)

@@ -9,6 +9,7 @@ its width padded to 256 bytes; other values cross as they are, under their names
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -152,6 +153,8 @@ class _Part:
             if len(value.shape or ()) != 2:
                 node = ir.Node("", "Flatten", [own], [ir.AttrInt64("axis", 1)], num_outputs=1)
                 node.outputs[0].name = f"{value.name}.row.{segment}"
+                node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+                node.outputs[0].shape = ir.Shape([CONDITION_ROWS, _width(value)])
                 self.nodes.append(node)
                 own = node.outputs[0]
             flat.append(own)
@@ -293,9 +296,11 @@ class _Part:
 
 
 def _width(value: ir.Value) -> int:
+    """Numbers per row. Raises CompileError for a value that has no fixed number of them."""
     dims = list(value.shape or ())
-    if not dims or isinstance(dims[0], int) or not all(isinstance(d, int) for d in dims[1:]) or value.dtype != ir.DataType.FLOAT:
+    fixed = [d for d in dims[1:] if isinstance(d, int)]
+    if not dims or isinstance(dims[0], int) or len(fixed) != len(dims) - 1 or value.dtype != ir.DataType.FLOAT:
         raise CompileError(
             f"{value.name!r} ({value.dtype}{dims}) cannot stand in a modulation table, expected float32 [batch, numbers]"
         )
-    return int(np.prod([int(d) for d in dims[1:]]))
+    return math.prod(fixed)

@@ -180,6 +180,28 @@ def test_a_failed_build_leaves_nothing_to_be_found(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_what_another_process_is_building_is_left_alone(tmp_path: Path) -> None:
+    digest = "0123456789abcdef"
+    living, dead = tmp_path / f"thing-{digest}.{os.getppid()}", tmp_path / f"thing-{digest}.{2**22 - 3}"
+    living.mkdir()
+    dead.mkdir()
+    built(tmp_path, "thing", {}, lambda folder: folder.mkdir())
+    assert living.exists()
+    assert not dead.exists()
+
+
+def test_the_quicker_of_two_builds_stays(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        folder.mkdir()
+        place = folder.with_suffix("")
+        place.mkdir()
+        (place / "first").touch()
+
+    place = built(tmp_path, "thing", {}, build)
+    assert (place / "first").exists()
+    assert list(tmp_path.iterdir()) == [place]
+
+
 def test_code_digests_tell_packages_apart() -> None:
     assert code_digest("vitrify.engine") == code_digest("vitrify.engine")
     assert code_digest("vitrify.engine") != code_digest("vitrify.bench")

@@ -136,7 +136,9 @@ def test_growth_and_startup_tables() -> None:
     text = printed(growth_table([growth, replace(growth, name="plan", source_bytes=None)]))
     assert "+0.50%" in text
     assert "1.90 B" in text
-    startup = Startup("sample", 0.1, 0.2, 0.3, 0.4, 0.7, 1.5, 0.1, 50 << 20, 20 << 20, 90 << 20, 40 << 20, 40 << 20)
-    assert startup.resident_over_weights == pytest.approx(3.25)
-    assert startup.added_over_weights == pytest.approx(1.5)
-    assert "3.25" in printed(startup_table([startup]))
+    sizes = [mib << 20 for mib in (50, 20, 90, 40, 100, 60, 40)]
+    startup = Startup("sample", 20, 0.1, 0.2, 0.3, 0.4, 0.7, 1.5, 0.1, *sizes)
+    assert startup.opened_over_weights == pytest.approx(1.5)
+    assert startup.drawn_over_weights == pytest.approx(4.0)
+    assert "1.50" in printed(startup_table([startup]))
+    assert startup.to_json()["drawn_over_weights"] == 4.0

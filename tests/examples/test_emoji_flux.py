@@ -33,7 +33,7 @@ WEIGHTS = {
 UNKNOWN_TO_CLIP = {"rescue worker’s helmet"}
 SHIPPED_LOSS_BOUND = 0.41
 UNTRAINED_LOSS = 2.0
-SHORT_LOSS_BOUND = 1.0
+SHORT_LOSS_BOUND = 0.90
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_folder_stays_small() -> None:
 
 
 def test_diffusers_loads_the_folder_unchanged() -> None:
-    pipeline: Any = FluxPipeline.from_pretrained(MODEL_FOLDER, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    pipeline: Any = FluxPipeline.from_pretrained(MODEL_FOLDER, dtype=torch.bfloat16)
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     assert set(modules) == set(WEIGHTS)
     for module in modules.values():
@@ -148,7 +148,7 @@ def test_package_gives_the_shipped_names_and_pictures(names: list[str]) -> None:
 @pytest.mark.slow
 def test_autoencoder_restores_the_set() -> None:
     pictures = np.stack([item.picture for item in read_emoji(fetch_package())])
-    assert psnr(load_autoencoder(MODEL_FOLDER), pictures) == pytest.approx(30.7, abs=0.3)
+    assert psnr(load_autoencoder(MODEL_FOLDER), pictures) == pytest.approx(33.8, abs=0.2)
 
 
 @pytest.mark.slow
@@ -161,6 +161,10 @@ def test_drawn_pictures_are_recognised_among_the_whole_set() -> None:
     assert rate.among_five >= 0.75
 
 
+def test_readme_states_the_bound_of_the_short_run() -> None:
+    assert f"bound: below **{SHORT_LOSS_BOUND:.2f}**" in (MODEL_FOLDER / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_short_training_from_scratch_learns(tmp_path: Path) -> None:
@@ -169,4 +173,4 @@ def test_short_training_from_scratch_learns(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     assert evaluate_folder(tmp_path, seed=21) <= SHORT_LOSS_BOUND
-    FluxPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    FluxPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)

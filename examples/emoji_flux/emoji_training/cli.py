@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     threads = options.threads or (SHORT_THREADS if options.short else None)
     if threads is not None:
         torch.set_num_threads(threads)
+    # Norm weights stay float32 under autocast; torch says for each run that this takes the unfused path.
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     stages = ("denoiser",) if options.short else STAGES if options.stage == "all" else (options.stage,)
     options.out.mkdir(parents=True, exist_ok=True)
     _run(options, stages, package)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from diffusers import FluxPipeline
 from PIL import Image, ImageDraw
+from torch import nn
 
 from emoji_training.networks import T5_LENGTH, Denoiser, TextEncoder, scheduler
 from emoji_training.pictures import SIZE_PX, Pictures
@@ -30,15 +31,15 @@ def write_tokenizers(folder: Path, text: TextEncoder) -> None:
 
 def write_autoencoder(folder: Path, autoencoder: Any) -> None:
     """`vae/` in bfloat16; the module given is left as it is."""
-    copy.deepcopy(autoencoder).to(torch.bfloat16).save_pretrained(folder / "vae")
+    _lowered(autoencoder).save_pretrained(folder / "vae")
 
 
 def write_pipeline(folder: Path, denoiser: Denoiser, autoencoder: Any, text: TextEncoder) -> None:
     """The whole folder, in bfloat16, as FluxPipeline.from_pretrained expects it."""
-    lowered = copy.deepcopy(denoiser).to(torch.bfloat16)
-    pipeline: Any = FluxPipeline(  # type: ignore[no-untyped-call]
+    lowered = _lowered(denoiser)
+    pipeline: Any = FluxPipeline(
         scheduler=scheduler(),
-        vae=copy.deepcopy(autoencoder).to(torch.bfloat16),
+        vae=_lowered(autoencoder),
         text_encoder=lowered.text_encoder,
         tokenizer=text.clip,
         text_encoder_2=lowered.text_encoder_2,
@@ -48,9 +49,14 @@ def write_pipeline(folder: Path, denoiser: Denoiser, autoencoder: Any, text: Tex
     pipeline.save_pretrained(folder)
 
 
+def _lowered(module: Any) -> Any:
+    """A copy in bfloat16. nn.Module's own `to`: diffusers' would warn of modules kept in float32, of which there are none."""
+    return nn.Module.to(copy.deepcopy(module), torch.bfloat16)
+
+
 def load_pipeline(folder: Path) -> Any:
     """The folder as a silent FluxPipeline in float32."""
-    pipeline: Any = FluxPipeline.from_pretrained(folder, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    pipeline: Any = FluxPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

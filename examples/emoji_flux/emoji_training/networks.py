@@ -136,7 +136,7 @@ def encode_pictures(autoencoder: Any, pictures: Pictures, chunk: int = 64) -> Te
 
 def fresh_autoencoder() -> Any:
     """An untrained AutoencoderKL of the sample's shape; its scale and shift are set once it is trained."""
-    return AutoencoderKL(  # type: ignore[no-untyped-call]
+    return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(32, 64, 96),
@@ -153,7 +153,7 @@ def fresh_denoiser(words: TextEncoder) -> Denoiser:
     """An untrained denoiser whose embeddings fit the tokenizers; torch's global generator draws its weights."""
     clip: Any = words.clip
     t5: Any = words.t5
-    transformer: Any = FluxTransformer2DModel(  # type: ignore[no-untyped-call]
+    transformer: Any = FluxTransformer2DModel(
         in_channels=LATENT_CHANNELS * 4,
         num_layers=2,
         num_single_layers=8,
@@ -198,7 +198,7 @@ def fresh_denoiser(words: TextEncoder) -> Denoiser:
 
 def load_autoencoder(folder: Path) -> Any:
     """The autoencoder of a pipeline folder, float32, in evaluation mode."""
-    model: Any = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32)  # type: ignore[no-untyped-call]
+    model: Any = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32)
     return model.eval()
 
 
@@ -209,9 +209,7 @@ def load_tokenizers(folder: Path) -> TextEncoder:
 
 def load_denoiser(folder: Path) -> Denoiser:
     """The transformer and text encoders of a pipeline folder, float32, in evaluation mode."""
-    transformer: Any = FluxTransformer2DModel.from_pretrained(  # type: ignore[no-untyped-call]
-        folder / "transformer", dtype=torch.float32
-    )
+    transformer: Any = FluxTransformer2DModel.from_pretrained(folder / "transformer", dtype=torch.float32)
     clip = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
     t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_2", dtype=torch.float32)
     return Denoiser(transformer, clip, t5).eval()
@@ -219,4 +217,4 @@ def load_denoiser(folder: Path) -> Denoiser:
 
 def scheduler() -> Any:
     """FLUX's scheduler: flow-match Euler with dynamic shift."""
-    return FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=1.0)  # type: ignore[no-untyped-call]
+    return FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=1.0)

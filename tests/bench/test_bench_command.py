@@ -1,0 +1,99 @@
+"""The command itself: help and refusals at once, and, marked slow, whole runs on the sample that end in a document."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from vitrify.bench.cli import bench
+from vitrify.bench.report import read_run
+from vitrify.engine.errors import BackendError
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = str(ROOT / "examples" / "emoji_flux")
+
+
+@pytest.mark.parametrize("command", ["run", "export", "startup"])
+def test_every_command_explains_itself(command: str) -> None:
+    result = CliRunner().invoke(bench, [command, "--help"])
+    assert result.exit_code == 0
+    assert "--json" in result.output
+    assert "--threads" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "known"),
+    [(["run", "--case", "x"], "flux-146m"), (["run", "--peer", "x"], "plain-ort"), (["export", "--case", "x"], "wide-whole")],
+)
+def test_unknown_names_are_refused_with_the_known_ones(arguments: list[str], known: str) -> None:
+    result = CliRunner().invoke(bench, arguments)
+    assert result.exit_code == 2
+    assert known in result.output
+
+
+def test_another_folder_than_the_sample_is_refused_by_name(tmp_path: Path) -> None:
+    result = CliRunner().invoke(bench, ["startup", "--case", "sample", "--sample", str(tmp_path), "--cache", str(tmp_path / "c")])
+    assert isinstance(result.exception, BackendError)
+    assert "--sample" in str(result.exception)
+
+
+def test_listing_commands_imports_no_peer() -> None:
+    code = "import sys, vitrify.bench.cli; print([m for m in ('torch', 'onnxruntime', 'diffusers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_on_the_sample(tmp_path: Path) -> None:
+    out = tmp_path / "run.json"
+    arguments = ["run", "--case", "sample", "--rounds", "1", "--runs", "1", "--sample", SAMPLE]
+    result = CliRunner().invoke(
+        bench, [*arguments, "--cache", str(tmp_path / "cache"), "--json", str(out)], catch_exceptions=False
+    )
+    assert result.exit_code == 0
+    run = read_run(out)
+    assert run.limits.keys() == {"float32", "bfloat16"}
+    (case,) = run.cases
+    assert set(case.checks) == set(case.peers) == {"vitrify", "plain-ort", "eager-fp32", "eager-bf16"}
+    assert case.checks["vitrify"].relative < 1e-5
+    assert set(case.peers["vitrify"].parts) == {
+        "condition, per step",
+        *(f"transformer/{segment}" for segment in ("embed", "first", "rest", "finish")),
+        "outside plan.run()",
+    }
+    assert case.loop is not None
+    assert 0 < case.loop.loop_outside.median < 0.5
+    assert case.loop.graphs.keys() >= {"text_encoder/model", "transformer/condition", "transformer/rest", "vae/model"}
+    text = out.read_text()
+    assert str(tmp_path) not in text
+    assert str(ROOT) not in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_start_up_of_the_sample(tmp_path: Path) -> None:
+    out = tmp_path / "startup.json"
+    arguments = ["startup", "--case", "sample", "--sample", SAMPLE, "--cache", str(tmp_path / "cache"), "--json", str(out)]
+    assert CliRunner().invoke(bench, arguments, catch_exceptions=False).exit_code == 0
+    (found,) = json.loads(out.read_text())["results"]
+    assert 0 < found["import_s"] <= found["import_load_s"]
+    assert found["ready_s"] < found["process_s"]
+    assert found["opened_anonymous"] > found["library_anonymous"]
+    assert found["weights_bytes"] > 30e6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_plan_is_watched(tmp_path: Path) -> None:
+    out = tmp_path / "growth.json"
+    arguments = ["export", "--case", "plan-quarter", "--cache", str(tmp_path / "cache"), "--json", str(out)]
+    assert CliRunner().invoke(bench, arguments, catch_exceptions=False).exit_code == 0
+    (found,) = json.loads(out.read_text())["results"]
+    assert found["source_bytes"] is None
+    assert 100e6 < found["peak_anonymous_bytes"] < 1.5e9
