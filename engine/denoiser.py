@@ -239,7 +239,7 @@ class DenoiserPlan:
         names = [t.name for t in self.spec.graphs[segment].inputs if t.name in made and t.shape[:2] == image]
         arrays = [a for a in (self.array(segment, name) for name in names) if shape is None or a.shape == shape]
         if len(arrays) != 1:
-            raise SpecError(f"{self.spec.name}: segment {segment!r} takes the image's hidden states from {names}, expected one input")
+            raise SpecError(f"{self.spec.name}: segment {segment!r} takes the image's states from {names}, expected one")
         return arrays[0]
 
     def array(self, segment: str, name: str) -> Array:
