@@ -22,15 +22,19 @@ from pathlib import Path
 from vitrify.export import families
 from vitrify.export.compile import compile_pipeline
 families.SUPPORTED["ToyPipeline"] = "tests.export.toy_family"
-print(compile_pipeline(Path(sys.argv[1]), Path(sys.argv[2]), progress=lambda *at: print(*at, flush=True)))
+def wait(*at):
+    print(*at, flush=True)
+    sys.stdin.readline()
+print(compile_pipeline(Path(sys.argv[1]), Path(sys.argv[2]), progress=wait))
 """
 
 
 def start(source: Path, out: Path, **environment: str) -> subprocess.Popen[str]:
-    """An export that prints its phases, then the artifact's id."""
+    """An export that prints each phase and waits for a line before it begins it; at the end it prints the artifact's id."""
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, str(source), str(out)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *sys.path])), **environment},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -61,16 +65,16 @@ def test_another_process_with_another_hash_seed_gives_the_same_bytes(toy_source:
 @pytest.mark.slow
 def test_an_export_killed_in_any_phase(toy_source: Path, tmp_path: Path) -> None:
     out = tmp_path / "art"
-    whole = start(toy_source, tmp_path / "expected")
-    lines = whole.communicate(timeout=280)[0].splitlines()
+    lines = start(toy_source, tmp_path / "expected").communicate(timeout=280)[0].splitlines()
+    assert len(lines) == 10
     for phase in lines[:-1]:
-        process = start(toy_source, out)
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.strip() == phase:
-                break
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        with start(toy_source, out) as process:
+            assert process.stdout is not None
+            assert process.stdin is not None
+            while process.stdout.readline().strip() != phase:
+                process.stdin.write("\n")
+                process.stdin.flush()
+            process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
         assert not out.exists(), phase
     assert finished(start(toy_source, out)) == lines[-1]
