@@ -194,6 +194,8 @@ class FluxPipeline(CompiledPipeline):
     def _clip_padded(self, ids: Array) -> Array:
         """Padding after the end token changes nothing: CLIP's attention is causal and its pooled output stands at that token."""
         missing = self.clip_tokens - ids.shape[1]
+        if missing == 0:
+            return ids
         return np.pad(ids, ((0, 0), (0, missing)), constant_values=self.tokenizers["tokenizer"].pad_token_id)
 
     def _given_tokens(self, context: Any, side: str, prompts: int | None, length: int) -> Branch:

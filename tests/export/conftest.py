@@ -48,7 +48,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> TinyFlux:
 @pytest.fixture
 def toy_supported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy family among the supported ones."""
-    monkeypatch.setitem(families.SUPPORTED, toy_family.NAME, "tests.export.toy_family")  # type: ignore[arg-type]
+    monkeypatch.setitem(families.SUPPORTED, toy_family.NAME, "tests.export.toy_family")
 
 
 @pytest.fixture(scope="session")

@@ -73,8 +73,11 @@ def exact_gelu(graph: onnx.GraphProto) -> None:
 
 
 def swapped_rotary(graph: onnx.GraphProto) -> None:
-    """Cosines for sines; both come as the segment's inputs."""
-    rename_reads(graph, "unsqueeze_9", "unsqueeze_11")
+    """Cosines for sines."""
+    embeddings = nodes(graph, "RotaryEmbedding")
+    assert embeddings
+    for node in embeddings:
+        exchange(node.input, 1, 2)
 
 
 def text_behind_image(graph: onnx.GraphProto) -> None:
@@ -257,7 +260,8 @@ def wrong_order(parts: dict[str, ir.Model]) -> None:
 
 
 def wrong_binding(parts: dict[str, ir.Model]) -> None:
-    swap_reads(parts["rest"], "unsqueeze_9", "unsqueeze_11")
+    embedding = next(n for n in parts["rest"].graph if n.op_type == "RotaryEmbedding")
+    swap_reads(parts["rest"], *(str(v.name) for v in embedding.inputs[1:3] if v is not None))
 
 
 @pytest.mark.parametrize("change", [wrong_offsets, wrong_order, wrong_binding])

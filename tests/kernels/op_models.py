@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import onnx
+import onnxruntime
 from onnx import helper
 
+from vitrify.engine import native_library
+from vitrify.engine.ort import OrtCpuBackend
 from vitrify.engine.specs import TensorSpec
 from vitrify.kernels import registry
 from vitrify.kernels.op import DOMAIN
 
-__all__ = ["OPSET", "one_op_model"]
+__all__ = ["OPSET", "one_op_model", "session"]
 
 OPSET = 23
 
@@ -30,6 +33,17 @@ def one_op_model(name: str, *, marked: bool = False, with_body: bool = True) -> 
         functions.append(_mark(body) if marked else body)
     # IR version 10: the newest that every runtime under test reads.
     return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=10)
+
+
+def session(model: bytes, *, library: bool) -> onnxruntime.InferenceSession:
+    """A session on the process's one thread pool: once that is made, ONNX Runtime refuses sessions with a pool of their own."""
+    OrtCpuBackend(kernels="portable")
+    options = onnxruntime.SessionOptions()
+    options.use_per_session_threads = False
+    options.log_severity_level = 4  # The errors provoked here would be logged as well as raised.
+    if library:
+        options.register_custom_ops_library(str(native_library.path()))
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _value(tensor: TensorSpec) -> onnx.ValueInfoProto:

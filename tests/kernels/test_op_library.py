@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from tests.kernels.op_models import one_op_model
+from tests.kernels.op_models import one_op_model, session
 from vitrify.engine import native_library
 from vitrify.engine.errors import BackendError
 
@@ -18,14 +18,6 @@ def arrays(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(7)
     sizes = {"h1": (2, 5, 8), "h0": (2, 5, 8), "r_ref": (2, 5, 8), **shapes}
     return {name: rng.standard_normal(size, dtype=np.float32) for name, size in sizes.items()}
-
-
-def session(model: bytes, *, library: bool) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # The errors provoked here would be logged as well as raised.
-    if library:
-        options.register_custom_ops_library(str(native_library.path()))
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def test_the_marked_body_tells_whose_code_ran() -> None:
@@ -78,7 +70,7 @@ def test_sizes_that_contradict_each_other_are_named(shapes: dict[str, tuple[int,
 THREADS = """
 import sys
 import numpy as np, onnxruntime
-from tests.kernels.op_models import one_op_model
+from tests.kernels.op_models import one_op_model, session
 from vitrify.engine import native_library
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = int(sys.argv[1])

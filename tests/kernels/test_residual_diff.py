@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from tests.compare import assert_close
-from tests.kernels.op_models import one_op_model
+from tests.kernels.op_models import one_op_model, session
 from vitrify.engine import native_library
 from vitrify.engine.dtypes import DType
 from vitrify.kernels import registry
@@ -63,15 +63,11 @@ def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def body_session() -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(one_op_model("ResidualDiff").SerializeToString(), providers=["CPUExecutionProvider"])
+    return session(one_op_model("ResidualDiff").SerializeToString(), library=False)
 
 
-def session_with_library(threads: int = 1) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.register_custom_ops_library(str(native_library.path()))
-    model = one_op_model("ResidualDiff", with_body=False).SerializeToString()
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+def session_with_library() -> onnxruntime.InferenceSession:
+    return session(one_op_model("ResidualDiff", with_body=False).SerializeToString(), library=True)
 
 
 @pytest.fixture(scope="module")
