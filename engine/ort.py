@@ -175,9 +175,10 @@ class _OrtSession(Session):
             raise BackendError(f"{self.spec.path}: the session is closed")
         return self._session
 
-    def wrap(self, array: Array) -> Any:
+    def wrap(self, array: Array, onnx_type: int) -> Any:
         """An OrtValue over the array's own memory."""
-        return self._ort_value.ortvalue_from_numpy(array)
+        # ONNX Runtime knows no numpy type for bfloat16: such memory is shown as integers, its type told apart.
+        return self._ort_value.ortvalue_from_numpy_with_onnx_type(array.view(f"u{array.itemsize}"), onnx_type)
 
     def close(self) -> None:
         self._session = None
@@ -199,7 +200,7 @@ class _OrtPlan(Plan):
         bind(name, "cpu", 0, self._types[name], list(array.shape), array.ctypes.data)
 
     def _binder(self, name: str, array: Array) -> Callable[[], object]:
-        value = self._wrap(array)  # shares the array's memory
+        value = self._wrap(array, self._types[name])  # shares the array's memory
         bind = self._binding.bind_ortvalue_input if name in self._inputs else self._binding.bind_ortvalue_output
         return functools.partial(bind, name, value)
 

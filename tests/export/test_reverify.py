@@ -35,13 +35,9 @@ def artifact(source: Path, tmp_path: Path) -> Artifact:
 
 
 def sealed_again(
-    artifact: Artifact,
-    out: Path,
-    change: Callable[[Manifest], Manifest] = lambda m: m,
-    **graphs: Callable[[onnx.ModelProto], None],
+    artifact: Artifact, out: Path, change: Callable[[Manifest], Manifest] = lambda m: m, graph: str | None = None
 ) -> Artifact:
-    """The same artifact with its manifest or some graphs (`component_segment`) changed, sealed by someone who can."""
-    changed = {name.replace("_", "/", 1) + ".onnx": act for name, act in graphs.items()}
+    """The same artifact with its manifest changed, or one product of a graph, sealed by someone who can."""
     with ArtifactWriter(out) as writer:
         for path in artifact.manifest.files:
             if path == graph:
