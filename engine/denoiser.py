@@ -158,6 +158,10 @@ class DenoiserPlan:
                     self._held[tensor.name] = plan.array(tensor.name)
             for tensor in self.spec.graphs[segment].outputs:
                 made[tensor.name] = plan.array(tensor.name)
+        # Only now is it known what embed shares with later segments; the one input left are the latents.
+        for tensor in self.spec.graphs["embed"].inputs:
+            if tensor.name in self._held:
+                self._plans["embed"].bind(tensor.name, self._held[tensor.name])
 
     def condition(self, request: Mapping[str, Array], rows: Mapping[str, Array]) -> None:
         """Compute all that is known before the loop, for every step at once, and fill the loop's request inputs.
