@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.compare import assert_close
 from tests.e2e.flux_sources import RandomFlux, write_random_flux
-from tests.export.by_hand import Array
+from tests.export.by_hand import Array, run
 from tests.export.test_compile_processes import files
 from tests.export.test_segments import closed_form, dims
 from tests.export.tiny_flux import CONFIG, compiled, flux_recipe
@@ -216,8 +216,6 @@ def in_memory(recipe: ComponentRecipe, weights: Mapping[str, Array]) -> Callable
         graph.graph.inputs.remove(value)
         value.const_value = ir.tensor(weights[str(value.name)], name=value.name)
         graph.graph.register_initializer(value)
-    from tests.export.by_hand import run
-
     return lambda fed: next(iter(run(graph, fed).values()))
 
 
