@@ -128,8 +128,7 @@ class DenoiserPlan:
         self._tables = {name: self._table(t) for name, t in produced.items() if t.shape[:1] == (CONDITION_ROWS,)}
         self._held: dict[str, Array] = {}
         self._rows: list[Callable[[int], None]] = []
-        self._wire(produced)
-        self.latents = self._plans["embed"].array(_only_input(spec, "embed", set(self._held) | set(self._tables)))
+        self.latents = self._wire(_latents(spec))
         self.noise_pred = self._plans["finish"].array(spec.graphs["finish"].outputs[0].name)
         for plan in self._plans.values():
             plan.ready()
@@ -140,9 +139,9 @@ class DenoiserPlan:
             raise SpecError(f"table {tensor.name!r} is {tensor}, expected [{CONDITION_ROWS}, width]")
         return aligned_empty((self.steps, self.dims["batch"], width), tensor.dtype.numpy)
 
-    def _wire(self, produced: Mapping[str, TensorSpec]) -> None:
-        """Give equal names equal memory, and list what moves with the step."""
-        made: dict[str, Array] = {}
+    def _wire(self, latents: str) -> Array:
+        """Give equal names equal memory, and list what moves with the step. Returns the latents' memory."""
+        made = {latents: self._plans["embed"].array(latents)}
         for segment in LOOP_SEGMENTS:
             plan = self._plans[segment]
             for tensor in self.spec.graphs[segment].inputs:
@@ -154,14 +153,11 @@ class DenoiserPlan:
                     plan.bind(tensor.name, made[tensor.name])
                 elif tensor.name in self._held:
                     plan.bind(tensor.name, self._held[tensor.name])
-                elif segment != "embed" or tensor.name in produced:
+                else:
                     self._held[tensor.name] = plan.array(tensor.name)
             for tensor in self.spec.graphs[segment].outputs:
                 made[tensor.name] = plan.array(tensor.name)
-        # Only now is it known what embed shares with later segments; the one input left are the latents.
-        for tensor in self.spec.graphs["embed"].inputs:
-            if tensor.name in self._held:
-                self._plans["embed"].bind(tensor.name, self._held[tensor.name])
+        return made[latents]
 
     def condition(self, request: Mapping[str, Array], rows: Mapping[str, Array]) -> None:
         """Compute all that is known before the loop, for every step at once, and fill the loop's request inputs.
@@ -260,8 +256,12 @@ class DenoiserPlan:
         return sum({a.ctypes.data: a.nbytes for a in arrays}.values())
 
 
-def _only_input(spec: ComponentSpec, segment: str, known: set[str]) -> str:
-    names = [t.name for t in spec.graphs[segment].inputs if t.name not in known]
-    if len(names) != 1:
-        raise SpecError(f"{spec.name}: segment {segment!r} takes {names} from the latents, expected exactly one input")
-    return names[0]
+def _latents(spec: ComponentSpec) -> str:
+    """The input of `embed` that the caller writes in every step: what condition does not make, and no later segment reads."""
+    made = {t.name for t in spec.graphs["condition"].outputs}
+    given = [t.name for t in spec.graphs["embed"].inputs if t.name not in made]
+    later = {t.name for segment in LOOP_SEGMENTS[1:] for t in spec.graphs[segment].inputs}
+    own = given if len(given) == 1 else [name for name in given if name not in later]
+    if len(own) != 1:
+        raise SpecError(f"{spec.name}: segment 'embed' takes {own or given} from the latents, expected exactly one input")
+    return own[0]

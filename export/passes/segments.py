@@ -48,6 +48,8 @@ def cut(model: ir.Model, recipe: ComponentRecipe, invariants: Invariants, parame
                 continue
             if segment != "condition" and value in invariants.rowed:
                 _once(tables[segment], value)
+                if producer is None:  # a step's input that the loop reads as it is
+                    _once(crossing["condition"], value)
             else:
                 _once(crossing[segment], value)
     for name, part in parts.items():
@@ -115,7 +117,7 @@ class _Part:
     outputs: list[ir.Value] = field(default_factory=list)
     constants: dict[str, ir.Value] = field(default_factory=dict)
     sizes: dict[str, ir.Value] = field(default_factory=dict)
-    originals: dict[str, ir.Value] = field(default_factory=dict)
+    copies: dict[tuple[ir.Value, bool], ir.Value] = field(default_factory=dict)
 
     def take_inputs(self, values: Iterable[ir.Value]) -> None:
         for value in values:
@@ -209,23 +211,22 @@ class _Part:
             return self._copied(value)
         if self.invariants.roles.get(value):
             raise CompileError(f"{self.name}: {value.name!r} is read but neither made in this segment nor handed to it")
+        # Sizes differ between row and batch form: each form has its copy, made once.
+        if (value, rowed) in self.copies:
+            return self.copies[value, rowed]
         if producer.op_type == "Shape":
-            return self._size(value, producer, rowed)
-        if rowed:  # sizes differ between row and batch form: copied apart
-            inputs = [None if v is None else self._resolve(v, rowed=True) for v in producer.inputs]
-        else:
-            inputs = [None if v is None else self._resolve(v, rowed=False) for v in producer.inputs]
+            self.copies[value, rowed] = self._size(value, producer, rowed)
+            return self.copies[value, rowed]
+        inputs = [None if v is None else self._resolve(v, rowed=rowed) for v in producer.inputs]
         own = ir.Node(
             producer.domain, producer.op_type, inputs, list(producer.attributes.values()), num_outputs=len(producer.outputs)
         )
         self.nodes.append(own)
         for source, output in zip(producer.outputs, own.outputs, strict=True):
-            self._named(output, source)
+            self.copies[source, rowed] = self._named(output, source)
             if rowed:
                 output.name = f"{source.name}.rows"
-            else:
-                self.values[source] = output
-        return own.outputs[producer.outputs.index(value)]
+        return self.copies[value, rowed]
 
     def _size(self, value: ir.Value, producer: ir.Node, rowed: bool) -> ir.Value:
         source = producer.inputs[0]

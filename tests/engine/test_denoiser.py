@@ -245,6 +245,22 @@ def test_embed_may_share_a_requests_input_with_later_segments(backend: OrtCpuBac
             assert_close(got, reference(request, rows, latents + request["rotary"] / 2, step), 1e-6)
 
 
+def test_later_segments_may_read_the_latents_again(backend: OrtCpuBackend, tmp_path: Path) -> None:
+    spec = write(tmp_path)
+    finish = spec.graphs["finish"]
+    proto = onnx.load(tmp_path / finish.path)
+    proto.graph.node[-1].output[0] = "scaled"
+    proto.graph.node.append(onnx.helper.make_node("Add", ["scaled", "latents"], ["noise_pred"]))
+    latents_spec = spec.graphs["embed"].inputs[0]
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("latents", onnx.TensorProto.FLOAT, latents_spec.shape))
+    (tmp_path / finish.path).write_bytes(proto.SerializeToString())
+    spec = with_graph(spec, "finish", replace(finish, inputs=(*finish.inputs, latents_spec)))
+    request, rows, latents = inputs(**SIZE)
+    with contextlib.closing(Denoiser(backend, tmp_path, spec)) as denoiser, denoiser.plan(**SIZE) as plan:
+        for step, got in enumerate(drawn(plan)):
+            assert_close(got, reference(request, rows, latents, step) + latents[step], 1e-6)
+
+
 def test_of_what_embed_alone_reads_only_the_latents_are_known(backend: OrtCpuBackend, tmp_path: Path) -> None:
     spec = embed_reads(tmp_path, "mask")
     with (

@@ -180,6 +180,82 @@ def test_a_size_that_no_input_of_the_segment_has_is_refused_by_name() -> None:
         parts_of(model)
 
 
+FLOAT_VALUES = {
+    "hidden": ("h0", "h1", "hn", "k1", "k2", "h01", "h02"),
+    "tokens": ("c1",),
+    "row": ("e1", "e2", "a1", "a2", "p2", "p3"),
+    "vector": ("s1", "s2", "q", "z1", "c0", "cm", "p"),
+}
+SHAPES = {"hidden": "batch,image_tokens,4", "tokens": "batch,text_tokens,4", "row": "batch,4", "vector": "batch,1,4"}
+KNOWN = ", ".join(f"float[{SHAPES[kind]}] {name}" for kind, names in FLOAT_VALUES.items() for name in names)
+CORNERS = {
+    "two values per step share a size": """
+        b = Shape<start = 0, end = 1>(pooled) size = Concat<axis = 0>(b, four) e1 = Expand(t, size) e2 = Expand(t, size)
+        a1 = Sigmoid(e1) a2 = Add(e2, pooled) s1 = Unsqueeze(a1, one) s2 = Unsqueeze(a2, one)
+        h0 = Mul(latents, two) h1 = Mul(h0, s1) hn = Add(h1, s2) noise_pred = Tanh(hn)""",
+    "a size is read in both forms": """
+        b = Shape<start = 0, end = 1>(pooled) size = Concat<axis = 0>(b, four) size3 = Concat<axis = 0>(b, one, four)
+        c0 = Expand(two, size3) c1 = Add(text, c0) cm = ReduceMean(c1, one)
+        e1 = Expand(t, size) z1 = Expand(two, size3) q = Unsqueeze(e1, one) s1 = Add(q, z1) s2 = Mul(cm, two)
+        h0 = Mul(latents, two) h1 = Mul(h0, s1) hn = Add(h1, s2) noise_pred = Tanh(hn)""",
+    "whole shapes are read twice": """
+        sh = Shape(pooled) e1 = Expand(t, sh) e2 = Expand(t, sh) a2 = Add(e2, e1) s1 = Unsqueeze(a2, one) s2 = Unsqueeze(e1, one)
+        sl = Shape(latents) h0 = Mul(latents, two) k1 = Expand(two, sl) k2 = Expand(two, sl) h01 = Mul(h0, k1) h02 = Add(h01, k2)
+        h1 = Mul(h02, s1) hn = Add(h1, s2) noise_pred = Tanh(hn)""",
+    "the loop reads a step's input as it is": """
+        h0 = Mul(latents, two) h1 = Relu(h0) p = ReduceMean(h1, one) p2 = Squeeze(p, one) p3 = Mul(p2, pooled)
+        a1 = Mul(p3, timestep2) s2 = Unsqueeze(a1, one) hn = Add(h1, s2) noise_pred = Tanh(hn)""",
+    "later segments read the latents again": """
+        s1 = Unsqueeze(pooled, one) h0 = Mul(latents, two) h1 = Mul(h0, s1) hn = Add(h1, latents)
+        noise_pred = Sub(hn, latents)""",
+    "nothing depends on the step": """
+        s1 = Unsqueeze(pooled, one) h0 = Mul(latents, two) h1 = Mul(h0, s1) hn = Relu(h1) noise_pred = Tanh(hn)""",
+    "one value is in three tables": """
+        a1 = Add(pooled, timestep2) s1 = Unsqueeze(a1, one) h0 = Mul(latents, two) h1 = Mul(h0, s1) hn = Mul(h1, s1)
+        noise_pred = Mul(hn, s1)""",
+}
+
+
+@pytest.mark.parametrize("case", CORNERS)
+def test_corners_by_hand(backend: OrtCpuBackend, tmp_path: Path, case: str) -> None:
+    """Graphs that FLUX is not, and another family may be."""
+    recipe = toy_recipe(
+        GraphInput("latents", F32, ("batch", "image_tokens", 4), "latents"),
+        GraphInput("timestep2", F32, ("batch", 1), "step"),
+        GraphInput("pooled", F32, ("batch", 4)),
+        GraphInput("text", F32, ("batch", "text_tokens", 4)),
+        segments=RECIPE.segments,
+    )
+    nodes = CORNERS[case].replace("(t,", "(timestep2,")
+    model = graph(f"""(float[batch,image_tokens,4] latents, float[batch,1] timestep2, float[batch,4] pooled,
+        float[batch,text_tokens,4] text) => (float[batch,image_tokens,4] noise_pred)
+        <int64[1] one = {{1}}, int64[1] four = {{4}}, float[1] two = {{2.0}}, int64[1] b, int64[2] size, int64[3] size3,
+        int64[2] sh, int64[3] sl, {KNOWN}> {{ {nodes} }}""")
+    parts = parts_of(model, recipe)
+    for part in parts.values():
+        onnx.checker.check_model(ir.to_proto(part), full_check=True)
+    spec = write_parts(recipe, parts, tmp_path)
+    batch, tokens, text, steps = 2, 3, 5, 40
+    rng = np.random.default_rng(3)
+    given: dict[str, Array] = {
+        "pooled": rng.standard_normal((batch, 4)).astype(np.float32),
+        "text": rng.standard_normal((batch, text, 4)).astype(np.float32),
+        "timestep2": rng.standard_normal((steps, batch, 1)).astype(np.float32),
+    }
+    latents = rng.standard_normal((steps, batch, tokens, 4)).astype(np.float32)
+    by_row = {t.name for t in spec.graphs["condition"].inputs if t.shape[0] == CONDITION_ROWS}
+    read = {t.name for g in spec.graphs.values() for t in g.inputs}
+    rows = {n: given[n] if n == "timestep2" else np.stack([given[n]] * steps) for n in by_row}
+    once = {n: v for n, v in given.items() if n in read - by_row}
+    asked = {"batch": batch, "image_tokens": tokens, "text_tokens": text, "steps": steps}
+    with contextlib.closing(Denoiser(backend, tmp_path, spec)) as denoiser, denoiser.plan(**asked) as plan:
+        plan.condition(once, rows)
+        for step in (0, steps - 1, 17):
+            plan.latents[...] = latents[step]
+            fed = {**given, "timestep2": given["timestep2"][step], "latents": latents[step]}
+            assert_close(plan.step(step), run(model, fed)["noise_pred"], 1e-6, f"step {step}")
+
+
 # ---- FLUX
 
 
