@@ -12,7 +12,8 @@ VITRIFY_EXPORT const char* vitrify_ops();
 // The version of this interface: raised when a function here changes or goes.
 VITRIFY_EXPORT int vitrify_abi_version();
 
-// One op per line: name version {attribute: kind = default, …} (input: dtype|dtype[dims], …) -> (output: dtype[dims], …)
+// One op per line: name version {attribute: kind = default, …} (input: dtype|dtype[dims], …) -> (output: dtype[dims],
+// …)
 VITRIFY_EXPORT const char* vitrify_op_signatures();
 
 // The level whose kernels run; the levels compiled in, worst to best (null past the last); whether this machine

@@ -53,16 +53,19 @@ Tensor read_tensor(const TensorContract& contract, const VitrifyTensor& given) {
     throw OpError(std::string(contract.name) + " has rank " + std::to_string(given.rank) + ", expected " +
                   std::to_string(contract.rank));
   }
-  for (int axis = 0; axis < given.rank; ++axis) tensor.dims[axis] = given.dims[axis];
+  for (int axis = 0; axis < given.rank; ++axis)
+    tensor.dims[axis] = given.dims[axis];
   return tensor;
 }
 
 void read_attributes(const Operator& op, int count, const char* const* names, const double* values, Node& node) {
   bool given[kMaxAttributes] = {};
-  for (int i = 0; i < op.attribute_count; ++i) node.attributes[i] = op.attributes[i].otherwise;
+  for (int i = 0; i < op.attribute_count; ++i)
+    node.attributes[i] = op.attributes[i].otherwise;
   for (int k = 0; k < count; ++k) {
     int at = 0;
-    while (at < op.attribute_count && std::strcmp(op.attributes[at].name, names[k]) != 0) ++at;
+    while (at < op.attribute_count && std::strcmp(op.attributes[at].name, names[k]) != 0)
+      ++at;
     if (at == op.attribute_count) throw OpError(std::string("attribute ") + names[k] + " is unknown");
     node.attributes[at] = values[k];
     given[at] = true;
@@ -78,12 +81,15 @@ void read_attributes(const Operator& op, int count, const char* const* names, co
 void run_on_threads(const void* context, size_t count, Task task, void* state) {
   std::atomic<size_t> next{0};
   const auto work = [&] {
-    for (size_t index = next++; index < count; index = next++) task(state, index);
+    for (size_t index = next++; index < count; index = next++)
+      task(state, index);
   };
   std::vector<std::thread> others;
-  for (int i = 1; i < *static_cast<const int*>(context); ++i) others.emplace_back(work);
+  for (int i = 1; i < *static_cast<const int*>(context); ++i)
+    others.emplace_back(work);
   work();
-  for (std::thread& other : others) other.join();
+  for (std::thread& other : others)
+    other.join();
 }
 
 }  // namespace

@@ -63,15 +63,18 @@ namespace {
 
 std::string describe(const TensorContract& tensor) {
   std::string text = std::string(tensor.name) + ": ";
-  for (int i = 0; i < tensor.dtypes.count; ++i) text += std::string(i ? "|" : "") + dtype_name(tensor.dtypes.of[i]);
+  for (int i = 0; i < tensor.dtypes.count; ++i)
+    text += std::string(i ? "|" : "") + dtype_name(tensor.dtypes.of[i]);
   text += "[";
-  for (int axis = 0; axis < tensor.rank; ++axis) text += std::string(axis ? ", " : "") + tensor.dims[axis];
+  for (int axis = 0; axis < tensor.rank; ++axis)
+    text += std::string(axis ? ", " : "") + tensor.dims[axis];
   return text + "]";
 }
 
 std::string describe(const TensorContract* tensors, int count) {
   std::string text = "(";
-  for (int i = 0; i < count; ++i) text += (i ? ", " : "") + describe(tensors[i]);
+  for (int i = 0; i < count; ++i)
+    text += (i ? ", " : "") + describe(tensors[i]);
   return text + ")";
 }
 
@@ -85,7 +88,8 @@ std::string describe(const AttributeContract& attribute) {
 
 std::string describe(const Operator& op) {
   std::string text;
-  for (int i = 0; i < op.attribute_count; ++i) text += (i ? ", " : "{") + describe(op.attributes[i]);
+  for (int i = 0; i < op.attribute_count; ++i)
+    text += (i ? ", " : "{") + describe(op.attributes[i]);
   if (op.attribute_count) text += "} ";
   return text + describe(op.inputs, op.input_count) + " -> " + describe(op.outputs, op.output_count);
 }
@@ -110,8 +114,7 @@ const char* vitrify_op_signatures() {
     std::string lines;
     for (int i = 0; i < vitrify::kOperatorCount; ++i) {
       const vitrify::Operator& op = *vitrify::kOperators[i];
-      lines += std::string(op.name) + " " + std::to_string(op.version) + " " +
-               vitrify::describe(op) + "\n";
+      lines += std::string(op.name) + " " + std::to_string(op.version) + " " + vitrify::describe(op) + "\n";
     }
     return lines;
   }();

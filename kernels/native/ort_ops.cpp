@@ -195,7 +195,8 @@ std::unique_ptr<Kernel> create(const WrappedOperator& self, const OrtKernelInfo*
   const Operator& op = self.op();
   Node node;
   node.op = &op;
-  for (int i = 0; i < op.attribute_count; ++i) node.attributes[i] = read_attribute(api, op.attributes[i], info);
+  for (int i = 0; i < op.attribute_count; ++i)
+    node.attributes[i] = read_attribute(api, op.attributes[i], info);
   Tensor constants[kMaxTensors];
   Sizes sizes(*self.shapes);
   for (int i = 0; i < op.input_count; ++i) {
@@ -300,7 +301,8 @@ WrappedOperator wrap(const Shapes& shapes, int variant, const OrtApi& api) {
     self.inputs[i] = dtypes.of[variant % dtypes.count];
     variant /= dtypes.count;
   }
-  for (int i = 0; i < op.output_count; ++i) self.outputs[i] = op.outputs[i].dtypes.of[0];
+  for (int i = 0; i < op.output_count; ++i)
+    self.outputs[i] = op.outputs[i].dtypes.of[0];
   OrtCustomOp& ort = self.ort;
   ort.version = kApiVersion;
   ort.GetName = [](const OrtCustomOp* custom) { return wrapped(custom).op().name; };
@@ -362,7 +364,8 @@ OrtCustomOpDomain* domain(const OrtApi& api) {
       const Operator& op = *kOperators[i];
       shapes.emplace_back(op);
       int variants = 1;
-      for (int input = 0; input < op.input_count; ++input) variants *= op.inputs[input].dtypes.count;
+      for (int input = 0; input < op.input_count; ++input)
+        variants *= op.inputs[input].dtypes.count;
       for (int variant = 0; variant < variants; ++variant) {
         operators.push_back(wrap(shapes.back(), variant, api));
         check(api.CustomOpDomain_Add(fresh, &operators.back().ort));
@@ -385,5 +388,6 @@ VITRIFY_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const Or
         std::string("vitrify's operators need ONNX Runtime 1.18 or newer, this is ") + base->GetVersionString();
     return base->GetApi(1)->CreateStatus(ORT_FAIL, message.c_str());
   }
-  return vitrify::guarded(*api, "vitrify", [&] { vitrify::check(api->AddCustomOpDomain(options, vitrify::domain(*api))); });
+  return vitrify::guarded(*api, "vitrify",
+                          [&] { vitrify::check(api->AddCustomOpDomain(options, vitrify::domain(*api))); });
 }

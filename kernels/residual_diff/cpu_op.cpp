@@ -64,8 +64,7 @@ constexpr TensorContract kOutputs[] = {
 
 }  // namespace
 
-const Operator kResidualDiff = {
-    "ResidualDiff", 1, nullptr, 0, kInputs, 3, kOutputs, 2, &create_kernel<ResidualDiff>};
+const Operator kResidualDiff = {"ResidualDiff", 1, nullptr, 0, kInputs, 3, kOutputs, 2, &create_kernel<ResidualDiff>};
 
 }  // namespace vitrify
 
