@@ -140,7 +140,8 @@ int vitrify_run_kernel(const void* kernel, const VitrifyTensor* inputs, const Vi
                       op.outputs[i].dims[axis] + ", expected " + std::to_string(expected));
       }
     }
-    me.kernel->run(in, out, threads > 1 ? Parallel(&run_on_threads, &threads) : Parallel());
+    me.kernel->run(in, out,
+                   threads > 1 ? Parallel(&run_on_threads, &threads, static_cast<size_t>(threads)) : Parallel());
   });
   return done ? 0 : -1;
 }

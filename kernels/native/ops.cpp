@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "linear/cpu.h"
 #include "native/c_interface.h"
 #include "native/operator.h"
 #include "residual_diff/cpu.h"
@@ -11,7 +12,7 @@
 namespace vitrify {
 
 const Operator* const kOperators[] = {
-    &kResidualDiff,
+    &kLinear, &kLinearNoBias, &kLinearGelu, &kLinearGatedResidual, &kLinear2GatedResidual, &kResidualDiff,
 };
 const int kOperatorCount = static_cast<int>(sizeof(kOperators) / sizeof(kOperators[0]));
 

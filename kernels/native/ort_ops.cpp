@@ -5,12 +5,14 @@
 #include "native/ort_abi.h"
 #endif
 
+#include <algorithm>
 #include <cstddef>
 #include <deque>
 #include <exception>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "native/c_interface.h"
@@ -236,7 +238,9 @@ void compute(const NodeKernel& me, OrtKernelContext* context) {
     check(api.GetTensorMutableData(value, &outputs[i].data));
   }
   const void* pool[2] = {&api, context};
-  me.kernel->run(inputs, outputs, Parallel(&run_on_pool, pool));
+  // ONNX Runtime does not tell the size of its pool; by default it is that of the machine.
+  static const size_t threads = std::max(1U, std::thread::hardware_concurrency());
+  me.kernel->run(inputs, outputs, Parallel(&run_on_pool, pool, threads));
 }
 
 // Gives each output the sizes and names that the inputs have for its dimensions, as far as they are known.
