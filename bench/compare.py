@@ -50,7 +50,7 @@ class Verdict:
     passed: bool
 
 
-def compare(base: Document, new: Document, margins: Margins = Margins(), *, across_machines: bool = False) -> list[Verdict]:  # noqa: B008
+def compare(base: Document, new: Document, margins: Margins = Margins(), *, across_machines: bool = False) -> list[Verdict]:
     """Every gate, in the order of BASE. across_machines: let another processor pass (its ratios are not the same)."""
     found = list(_runs(base, new, across_machines))
     cases = {case.name: case for case in new.run.cases}

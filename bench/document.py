@@ -7,14 +7,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from vitrify.bench.machine import Machine
 from vitrify.bench.results import RunResult
 from vitrify.engine.errors import SpecError
 from vitrify.engine.specs import expect, expect_map
 
-__all__ = ["FORMAT", "Document", "document", "read_document", "write_json"]
+__all__ = ["FORMAT", "Document", "document", "read_document", "write_document", "write_json"]
 
 FORMAT = 2
 Kind = Literal["run", "export", "startup"]
@@ -28,11 +28,19 @@ class Document:
     machine: Machine
     run: RunResult
 
+    @classmethod
+    def of_today(cls, machine: Machine, run: RunResult) -> Self:
+        """A run that was just measured."""
+        return cls(_today(), machine, run)
+
 
 def document(kind: Kind, machine: Machine, results: Any) -> dict[str, Any]:
     """The JSON of one command: format and kind, the day (UTC), the machine, what was found."""
-    day = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return {"format": FORMAT, "kind": kind, "date": day, "machine": machine.to_json(), "results": results}
+    return {"format": FORMAT, "kind": kind, "date": _today(), "machine": machine.to_json(), "results": results}
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -40,6 +48,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n")
+
+
+def write_document(path: Path, found: Document) -> None:
+    """Write a run so that `read_document` gives it back."""
+    write_json(path, {**document("run", found.machine, found.run.to_json()), "date": found.date})
 
 
 def read_document(path: Path) -> Document:

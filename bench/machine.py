@@ -64,7 +64,9 @@ class Machine:
         given = expect_map(data, where, (*texts, *numbers, "cpu_flags", "packages"))
         packages = expect_map(given["packages"], f"{where}.packages")
         return cls(
-            cpu_flags=tuple(expect(flag, str, f"{where}.cpu_flags") for flag in expect_list(given["cpu_flags"], f"{where}.cpu_flags")),
+            cpu_flags=tuple(
+                expect(flag, str, f"{where}.cpu_flags") for flag in expect_list(given["cpu_flags"], f"{where}.cpu_flags")
+            ),
             packages={name: expect(version, str, f"{where}.packages.{name}") for name, version in packages.items()},
             **{name: expect(given[name], str, f"{where}.{name}") for name in texts},
             **{name: expect(given[name], int, f"{where}.{name}") for name in numbers},

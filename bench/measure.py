@@ -9,7 +9,20 @@ from typing import TypeVar
 
 import numpy as np
 
-__all__ = ["Clock", "Pace", "Summary", "Timing", "interleave", "now", "ratio_change", "ratios", "rest", "summarise", "timed", "turns"]
+__all__ = [
+    "Clock",
+    "Pace",
+    "Summary",
+    "Timing",
+    "interleave",
+    "now",
+    "ratio_change",
+    "ratios",
+    "rest",
+    "summarise",
+    "timed",
+    "turns",
+]
 
 Result = TypeVar("Result")
 

@@ -31,7 +31,9 @@ class PictureInputs:
 
     def save(self, path: Path) -> None:
         """Write all of it to `path` (.npz)."""
-        given: dict[str, Any] = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None}
+        given: dict[str, Any] = {
+            f.name: np.asarray(getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None
+        }
         np.savez(path, **given)
 
     @classmethod
@@ -40,7 +42,7 @@ class PictureInputs:
         with np.load(path) as stored:
             found: dict[str, Any] = {f.name: stored.get(f.name) for f in fields(cls)}
         latents, prompts = found.pop("latents"), found.pop("prompts")
-        rest = {name: None if value is None else value.item() for name, value in found.items()}
+        rest: dict[str, Any] = {name: None if value is None else value.item() for name, value in found.items()}
         return cls(tuple(str(prompt) for prompt in prompts), latents, **rest)
 
     def changes(self, seed: int) -> dict[str, PictureInputs]:

@@ -45,7 +45,9 @@ class GivenModel:
     source: Path
 
 
-def prepare(one: Case, cache: Path, sample: Path, *, builds: Iterable[str], threads: int, given: GivenModel | None = None) -> Prepared:
+def prepare(
+    one: Case, cache: Path, sample: Path, *, builds: Iterable[str], threads: int, given: GivenModel | None = None
+) -> Prepared:
     """Build what is missing for case `one` in a subprocess, so that no exporter's memory or threads stay in the caller's.
 
     cache: folder that keeps what was built. sample: the sample pipeline's folder. builds: kinds of BUILDS.

@@ -145,7 +145,7 @@ def measure_peers(
         # Under a cache prompts take different times: in one round all peers draw the same.
         index = None if case.kind == STEP else number % len(case.prompts)
         client.time(case.kind, 1, index)
-        timings = {case.kind: client.time(case.kind, counts[name], index)}
+        timings: dict[str, Timing] = {case.kind: client.time(case.kind, counts[name], index)}
         if name == OURS and case.kind == STEP:
             timings[CONDITION] = client.time(CONDITION, 1)
         return timings

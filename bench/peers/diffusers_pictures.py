@@ -144,7 +144,9 @@ def export_models(source: Path, inputs: PictureInputs, folder: Path) -> None:
     from vitrify.bench.peers.openvino import convert, named_transformer
 
     pipeline = load_pipeline(source, torch.float32)
-    peer = DiffusersPictures(dtype="float32", engine="eager", source=source, artifact=source, builds={}, threads=torch.get_num_threads())
+    peer = DiffusersPictures(
+        dtype="float32", engine="eager", source=source, artifact=source, builds={}, threads=torch.get_num_threads()
+    )
     peer.give(inputs)
     ids = pipeline.tokenizer(
         "", padding="max_length", max_length=pipeline.tokenizer_max_length, truncation=True, return_tensors="pt"

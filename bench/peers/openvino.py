@@ -13,7 +13,16 @@ from vitrify.bench.peers.peer import STEP, Peer
 from vitrify.engine.errors import BackendError
 from vitrify.engine.session import Array
 
-__all__ = ["CALIBRATION_SEEDS", "MODEL", "OpenVino", "compile_model", "convert", "export_openvino", "named_transformer", "quantise"]
+__all__ = [
+    "CALIBRATION_SEEDS",
+    "MODEL",
+    "OpenVino",
+    "compile_model",
+    "convert",
+    "export_openvino",
+    "named_transformer",
+    "quantise",
+]
 
 MODEL = "model.xml"
 CALIBRATION_SEEDS = range(101, 105)
@@ -47,6 +56,7 @@ def convert(model: Any, example: Mapping[str, Any], path: Path) -> None:
     shapes = {}
     for port in converted.inputs:
         (name,) = port.get_names() & set(example)
+        port.get_tensor().set_names({name})  # the front end adds its own names of values behind a cast
         shapes[port] = list(example[name].shape)
     converted.reshape(shapes)
     path.parent.mkdir(parents=True, exist_ok=True)

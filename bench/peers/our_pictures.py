@@ -43,7 +43,7 @@ class OurPictures(Peer):
         ]
 
     def predict(self, index: int) -> Array:
-        return self._drawn(index)[0]
+        return self._drawn(index)
 
     def calls(self) -> Mapping[str, Callable[[int], object]]:
         return {PICTURE: self._drawn}
@@ -65,4 +65,5 @@ class OurPictures(Peer):
     def _drawn(self, index: int) -> Array:
         pipeline = self._pipeline
         images: Array = pipeline.execute(pipeline.prepare_inputs(self._contexts[index % len(self._contexts)])).images
-        return images[0]
+        picture: Array = images[0]
+        return picture

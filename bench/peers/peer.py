@@ -40,7 +40,9 @@ class Peer(ABC):
     def build(self, kind: str) -> Path:
         """The folder of what was prepared. Raises BackendError if it was not."""
         if kind not in self.builds:
-            raise BackendError(f"{type(self).__name__}: {kind!r} was not prepared; prepared: {', '.join(self.builds) or 'nothing'}")
+            raise BackendError(
+                f"{type(self).__name__}: {kind!r} was not prepared; prepared: {', '.join(self.builds) or 'nothing'}"
+            )
         return self.builds[kind]
 
     @abstractmethod

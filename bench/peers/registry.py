@@ -74,7 +74,9 @@ _OUR_PICTURES = "vitrify.bench.peers.our_pictures:OurPictures"
 _THEIR_PICTURES = "vitrify.bench.peers.diffusers_pictures:DiffusersPictures"
 
 
-def _step(name: str, summary: str, factory: str, precision: Precision, options: Mapping[str, str], *needs: tuple[str, ...]) -> PeerSpec:
+def _step(
+    name: str, summary: str, factory: str, precision: Precision, options: Mapping[str, str], *needs: tuple[str, ...]
+) -> PeerSpec:
     return PeerSpec(name, summary, factory, precision, _STEP_TOLERANCE[precision], options, *needs)
 
 
@@ -91,9 +93,17 @@ STEP_PEERS: Mapping[str, PeerSpec] = {
         _step("eager-bf16", "diffusers, eager PyTorch, bfloat16", _EAGER, "bf16", {"dtype": "bfloat16"}),
         _step("compile-fp32", "torch.compile, float32", _COMPILED, "fp32", {"dtype": "float32"}, (), (), _CXX),
         _step("compile-bf16", "torch.compile, bfloat16", _COMPILED, "bf16", {"dtype": "bfloat16"}, (), (), _CXX),
-        _step("openvino-fp32", "OpenVINO, float32", _OV, "fp32", {"build": "openvino", "precision": "f32"}, ("openvino",), _OPENVINO),
         _step(
-            "openvino-bf16", "OpenVINO, bfloat16 by hint", _OV, "bf16", {"build": "openvino", "precision": "bf16"}, ("openvino",), _OPENVINO
+            "openvino-fp32", "OpenVINO, float32", _OV, "fp32", {"build": "openvino", "precision": "f32"}, ("openvino",), _OPENVINO
+        ),
+        _step(
+            "openvino-bf16",
+            "OpenVINO, bfloat16 by hint",
+            _OV,
+            "bf16",
+            {"build": "openvino", "precision": "bf16"},
+            ("openvino",),
+            _OPENVINO,
         ),
         _step(
             "openvino-int8",
@@ -112,7 +122,12 @@ PICTURE_PEERS: Mapping[str, PeerSpec] = {
     spec.name: spec
     for spec in (
         PeerSpec(
-            OURS, "the compiled artifact, every step computed", _OUR_PICTURES, "fp32", _PICTURE_TOLERANCE["fp32"], {"cache": "none"}
+            OURS,
+            "the compiled artifact, every step computed",
+            _OUR_PICTURES,
+            "fp32",
+            _PICTURE_TOLERANCE["fp32"],
+            {"cache": "none"},
         ),
         _picture(REFERENCE, "diffusers' FluxPipeline, eager, float32", "fp32", {"dtype": "float32", "engine": "eager"}),
         _picture("eager-bf16", "diffusers' FluxPipeline, eager, bfloat16", "bf16", {"dtype": "bfloat16", "engine": "eager"}),
@@ -160,12 +175,17 @@ PEERS: Mapping[Kind, Mapping[str, PeerSpec]] = {"step": STEP_PEERS, "picture": P
 def cached_peer(cache: str) -> PeerSpec:
     """Ours under the step cache called `cache`, for whole pictures."""
     return PeerSpec(
-        f"{OURS}+{cache}", f"the compiled artifact, step cache {cache}", _OUR_PICTURES, "fp32", _CACHED_TOLERANCE, {"cache": cache}
+        f"{OURS}+{cache}",
+        f"the compiled artifact, step cache {cache}",
+        _OUR_PICTURES,
+        "fp32",
+        _CACHED_TOLERANCE,
+        {"cache": cache},
     )
 
 
 def peer_specs(kind: Kind, names: tuple[str, ...], caches: tuple[str, ...] = ()) -> dict[str, PeerSpec]:
-    """The peers called `names` that there are for cases of this kind, ours, the reference and the anchor among them, in the registry's order.
+    """The peers called `names` that this kind of case has, with ours, the reference and the anchor, in the registry's order.
 
     caches: step caches under which ours draws pictures too. Raises RequestError for a name that no kind knows.
     """

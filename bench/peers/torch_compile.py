@@ -13,7 +13,7 @@ __all__ = ["Compiled", "freeze_weights"]
 
 def freeze_weights() -> None:
     """Let Inductor take weights for constants in inference: without it a Linear is not packed."""
-    config: Any = torch._inductor.config  # type: ignore[attr-defined]
+    config: Any = torch._inductor.config
     config.freezing = True
 
 

@@ -1,6 +1,7 @@
 """The process of one peer: reads one JSON object a line, answers with one.
 
-Operations: open · give {inputs} · predict {index, out} · time {what, count, index} · count · quit. An answer is `{"ok": …}` or `{"error": …}`.
+Operations: open · give {inputs} · predict {index, out} · time {what, count, index} · count · quit.
+An answer is `{"ok": …}` or `{"error": …}`.
 """
 
 from __future__ import annotations
