@@ -156,9 +156,9 @@ class CaseResult:
     loop: LoopResult | None = None
 
     @property
-    def passed(self) -> bool:
-        """Whether every peer is right."""
-        return all(check.passed for check in self.checks.values())
+    def wrong(self) -> tuple[str, ...]:
+        """Peers that failed their check."""
+        return tuple(name for name, check in self.checks.items() if not check.passed)
 
     def to_json(self) -> Json:
         return {

@@ -86,14 +86,16 @@ def _compile(pipeline: Any) -> None:
         model.compile(dynamic=False)
 
 
-class _Model:
-    """One of a pipeline's models, run by OpenVINO. example: what it was called with, for its arguments' names."""
+class _Model(torch.nn.Module):
+    """One of a pipeline's models, run by OpenVINO; a module without parameters, for the pipeline walks over its modules."""
 
     def __init__(self, model: Any, path: Path, precision: str, threads: int) -> None:
         from vitrify.bench.peers.openvino import compile_model
 
+        super().__init__()
         self.config = model.config
         self.dtype = model.dtype
+        self.device = torch.device("cpu")
         self._request = compile_model(path, precision=precision, threads=threads).create_infer_request()
         self._names = [next(iter(port.get_names())) for port in self._request.model_inputs]
 
@@ -108,18 +110,18 @@ class _Transformer(_Model):
     def cache_context(self, _name: str) -> Iterator[None]:
         yield
 
-    def __call__(self, *, joint_attention_kwargs: Any = None, return_dict: bool = False, **given: Any) -> tuple[torch.Tensor]:
+    def forward(self, *, joint_attention_kwargs: Any = None, return_dict: bool = False, **given: Any) -> tuple[torch.Tensor]:
         del joint_attention_kwargs, return_dict
         return (self._run(**given),)
 
 
 class _Clip(_Model):
-    def __call__(self, input_ids: torch.Tensor, **_options: Any) -> SimpleNamespace:
+    def forward(self, input_ids: torch.Tensor, **_options: Any) -> SimpleNamespace:
         return SimpleNamespace(pooler_output=self._run(input_ids=input_ids))
 
 
 class _T5(_Model):
-    def __call__(self, input_ids: torch.Tensor, **_options: Any) -> tuple[torch.Tensor]:
+    def forward(self, input_ids: torch.Tensor, **_options: Any) -> tuple[torch.Tensor]:
         return (self._run(input_ids=input_ids),)
 
 
