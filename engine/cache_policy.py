@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from typing import Any, Literal, get_args
-
-import numpy as np
-import numpy.typing as npt
 
 from vitrify.engine.errors import SpecError
 
@@ -22,7 +17,6 @@ __all__ = [
     "Guards",
     "Hold",
     "Interval",
-    "LeastSquares",
     "Magnitude",
     "Mask",
     "Predictor",
@@ -36,7 +30,6 @@ MASK_PRESETS: dict[str, tuple[float, int]] = {"slow": (0.3, 2), "medium": (0.25,
 """Name → (share of the steps computed first, then one step in how many); the last step is computed too."""
 
 _MAX_ORDER = 2
-_MAX_TERMS = 3
 
 
 @dataclass(frozen=True)
@@ -164,56 +157,6 @@ class Taylor:
 
 
 @dataclass(frozen=True)
-class LeastSquares:
-    """That combination of the last computed outputs stands in which was nearest to the step's own on measured requests.
-
-    Linear prediction (Wiener 1949): with G_ij = mean ⟨y_i, y_j⟩ over requests, y_i the output of step i, and c the computed steps,
-    the weights w of step s solve (G_cc + 1e-5 · mean diag(G_cc) · I) w = G_cs.
-    products: G, [steps][steps], symmetric; `vitrify calibrate` measures it, and it serves requests of so many steps.
-    terms: how many outputs are combined, 1 to 3; fewer act until so many were computed.
-    """
-
-    products: tuple[tuple[float, ...], ...]
-    terms: int = 3
-
-    def __post_init__(self) -> None:
-        if not _is_whole(self.terms) or not 1 <= self.terms <= _MAX_TERMS:
-            raise SpecError(f"LeastSquares.terms={self.terms!r}: expected 1, 2 or 3")
-        rows = self.products
-        if not isinstance(rows, tuple | list) or not rows or any(not isinstance(r, tuple | list) for r in rows):
-            raise SpecError("LeastSquares.products: expected a measured table, one row and one column a step")
-        for i, row in enumerate(rows):
-            if len(row) != len(rows):
-                raise SpecError(f"LeastSquares.products[{i}] has {len(row)} entries, expected one a step, {len(rows)}")
-            for j, value in enumerate(row):
-                _check_number(f"LeastSquares.products[{i}][{j}]", value, 0 if i == j else -math.inf)
-        object.__setattr__(self, "products", tuple(tuple(float(v) for v in row) for row in rows))
-        if not np.array_equal(self._table, self._table.T):
-            raise SpecError("LeastSquares.products: expected a symmetric table, ⟨y_i, y_j⟩ = ⟨y_j, y_i⟩")
-
-    @property
-    def of(self) -> Quantity:
-        """What is combined."""
-        return "output"
-
-    @cached_property
-    def _table(self) -> npt.NDArray[np.float64]:
-        return np.array(self.products, np.float64)
-
-    def weights(self, computed: Sequence[int], step: int) -> npt.NDArray[np.float64]:
-        """What each of the computed steps, newest first, counts in the prediction of `step`; `terms` of them at most."""
-        known = list(computed[: self.terms])
-        among = self._table[np.ix_(known, known)]
-        size = float(np.trace(among)) / len(known)
-        if size == 0:  # all outputs were zero
-            return np.zeros(len(known))
-        return np.linalg.solve(among + _RIDGE * size * np.eye(len(known)), self._table[known, step])
-
-
-_RIDGE = 1e-5
-
-
-@dataclass(frozen=True)
 class Guards:
     """Steps that are computed whatever the decision says; each acts only when set.
 
@@ -240,7 +183,7 @@ class Guards:
 
 
 Decision = Always | FirstBlock | Interval | Mask | Magnitude
-Predictor = Hold | LeastSquares | Taylor
+Predictor = Hold | Taylor
 
 
 @dataclass(frozen=True)
@@ -289,8 +232,7 @@ class Cache:
     @property
     def needs_count(self) -> bool:
         """Whether the request's number of steps must be known."""
-        counted = isinstance(self.decision, Mask | Magnitude) or isinstance(self.predictor, LeastSquares)
-        return counted or self.guards.need_count
+        return isinstance(self.decision, Mask | Magnitude) or self.guards.need_count
 
     @property
     def needs_sigmas(self) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitrify.engine.cache_config import DenoisingCacheConfig
-    from vitrify.engine.cache_policy import Always, Cache, FirstBlock, Guards, Hold, Interval, LeastSquares, Magnitude, Mask, Taylor
+    from vitrify.engine.cache_policy import Always, Cache, FirstBlock, Guards, Hold, Interval, Magnitude, Mask, Taylor
     from vitrify.engine.component import ComponentConfig, ComponentModel, PipelineConfig
     from vitrify.engine.device import Device
     from vitrify.runtime.caching.state import DenoisingCacheState
@@ -36,7 +36,6 @@ __all__ = [
     "Guards",
     "Hold",
     "Interval",
-    "LeastSquares",
     "Magnitude",
     "Mask",
     "PipelineConfig",
@@ -62,7 +61,6 @@ _HOMES = {
     "Guards": "vitrify.engine.cache_policy",
     "Hold": "vitrify.engine.cache_policy",
     "Interval": "vitrify.engine.cache_policy",
-    "LeastSquares": "vitrify.engine.cache_policy",
     "Magnitude": "vitrify.engine.cache_policy",
     "Mask": "vitrify.engine.cache_policy",
     "PipelineConfig": "vitrify.engine.component",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitrify.engine.cache_policy import Cache, FirstBlock, Guards, Interval, LeastSquares, Magnitude, Mask
+from vitrify.engine.cache_policy import Cache, FirstBlock, Guards, Interval, Magnitude, Mask
 from vitrify.engine.errors import SpecError
 from vitrify.runtime.caching.state import DenoisingCacheState, Progress
 
@@ -79,11 +79,6 @@ def check_policy(policy: Cache, count: int | None, sigmas: Any) -> None:
         )
     if isinstance(policy.decision, Mask) and count is not None:
         policy.decision.resolved(count)
-    if isinstance(policy.predictor, LeastSquares) and count != len(policy.predictor.products):
-        raise SpecError(
-            f"{policy}: its products were measured over {len(policy.predictor.products)} steps, the request has {count}; "
-            f"measure them with `vitrify calibrate --steps {count}`"
-        )
     if policy.needs_sigmas:
         if sigmas is None:
             raise SpecError(f"{policy}: needs the request's sigmas; set cache_state.sigmas before the first step")

@@ -1,8 +1,7 @@
-"""What stands in for a skipped step: the last value, a polynomial through the last values, or their best combination.
+"""What stands in for a skipped step: the last value, or a polynomial through the last values.
 
 Newton's divided differences over computed steps s₀ > s₁ > s₂, with δ = s − s₀:
 p(s) = y₀ + y[0,1]·δ + y[0,1,2]·δ·(δ + s₀ − s₁). Order n acts once n + 1 steps were computed.
-Or the measured least-squares combination of the last computed values (`LeastSquares`).
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitrify.engine.cache_policy import LeastSquares, Taylor
+from vitrify.engine.cache_policy import Taylor
 from vitrify.engine.errors import SpecError
 from vitrify.runtime.caching import compat
 from vitrify.runtime.caching.state import DenoisingCacheState, allocate
@@ -38,13 +37,7 @@ def record(state: DenoisingCacheState, value: Array) -> None:
     into = landing(state)
     if value.shape != into.shape:
         raise SpecError(f"the {state.of} to be held has shape {list(value.shape)}, expected {list(into.shape)}")
-    predictor = None if state.policy is None else state.policy.predictor
-    if isinstance(predictor, LeastSquares):
-        oldest = state.factors.pop()
-        np.copyto(oldest, value, casting="same_kind")
-        state.factors.insert(0, oldest)
-        return
-    if state.policy is None or not isinstance(predictor, Taylor):
+    if state.policy is None or not isinstance(state.policy.predictor, Taylor):
         if value is not into:
             np.copyto(into, value, casting="same_kind")
         return
@@ -57,10 +50,7 @@ def record(state: DenoisingCacheState, value: Array) -> None:
 
 def predict(state: DenoisingCacheState) -> Array:
     """What stands in for the running step, read-only: it is the cache's own memory, valid until the next step."""
-    predictor = None if state.policy is None else state.policy.predictor
-    if isinstance(predictor, LeastSquares):
-        prediction = _combined(state, predictor).view()
-    elif state.policy is None or not isinstance(predictor, Taylor):
+    if state.policy is None or not isinstance(state.policy.predictor, Taylor):
         prediction = landing(state).view()
     elif state.policy.compat == "max":
         prediction = compat.predict(state).view()
@@ -101,14 +91,4 @@ def _extrapolated(state: DenoisingCacheState) -> Array:
         out += factors[1]
         out *= np.float32(ahead)
     out += factors[0]
-    return out
-
-
-def _combined(state: DenoisingCacheState, predictor: LeastSquares) -> Array:
-    out, progress = landing(state), state.progress
-    assert progress.step is not None
-    weights = predictor.weights([int(p) for p in progress.positions], progress.step).astype(np.float32)
-    np.multiply(state.factors[0], weights[0], out=out)
-    for value, weight in zip(state.factors[1:], weights[1:], strict=False):
-        out += value * weight
     return out

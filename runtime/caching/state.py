@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from vitrify.engine.cache_policy import Cache, FirstBlock, Hold, LeastSquares
+from vitrify.engine.cache_policy import Cache, FirstBlock, Hold
 from vitrify.engine.errors import SpecError
 
 __all__ = ["DenoisingCacheState", "Progress", "StepRecord", "allocate", "documented_state", "lane_state"]
@@ -64,8 +64,7 @@ class DenoisingCacheState:
     The rest is vitrify's. num_inference_steps, sigmas: of the request, for policies that need them (yours to set).
     policy: the cache that runs. of: what its predictor holds, None until that is known.
     held, factors: its values, of the predictor's own width; the documented fields are the same memory where they coincide.
-        LeastSquares keeps the last outputs in factors, newest first.
-    spare: where a value or a prediction is written. candidate: the first block's residual of this step (compiled pipelines).
+    spare: where a Taylor value or prediction is written. candidate: the first block's residual of this step (compiled pipelines).
     dtype: of references and held values. progress: counters and the log of the steps.
     """
 
@@ -112,7 +111,7 @@ def allocate(state: DenoisingCacheState, shape: tuple[int, ...]) -> None:
     """Give the predictor its buffers, zeros: [B, S, width] of what it holds.
 
     A documented field that holds the same thing is the same memory. Hold: one in the activation's dtype; Taylor of
-    order k: k + 1 factors and one spare in float32; LeastSquares: its terms in the activation's dtype and one spare in float32.
+    order k: k + 1 factors and one spare in float32.
     """
     policy = state.policy
     if policy is None:
@@ -123,10 +122,6 @@ def allocate(state: DenoisingCacheState, shape: tuple[int, ...]) -> None:
         state.held = np.zeros(shape, state.dtype) if state.prev_output is None or not output else state.prev_output
         if output:
             state.prev_output = state.held
-        return
-    if isinstance(predictor, LeastSquares):
-        state.factors = [np.zeros(shape, state.dtype) for _ in range(predictor.terms)]
-        state.spare = np.zeros(shape, np.float32)
         return
     orders = 2 if policy.compat == "max" else predictor.order
     state.factors = [np.zeros(shape, np.float32) for _ in range(orders + 1)]
