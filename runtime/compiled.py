@@ -330,7 +330,7 @@ class CompiledPipeline(DiffusionPipeline):
         sigmas, steps = getattr(context, "sigmas", None), getattr(context, "num_inference_steps", None)
         if sigmas is None:
             return self.schedule(check_count(self._ask("num_inference_steps", context), "num_inference_steps"), size, None)
-        if np.ndim(sigmas) != 1:
+        if not isinstance(sigmas, Sequence | np.ndarray) or isinstance(sigmas, str) or any(np.ndim(s) for s in sigmas):
             raise RequestError(f"sigmas: got {sigmas!r}, expected a list of numbers from 0 to 1")
         if steps is not None and steps != len(sigmas):
             raise RequestError(f"num_inference_steps={steps} and {len(sigmas)} sigmas contradict each other; give one of them")
@@ -403,10 +403,18 @@ class CompiledPipeline(DiffusionPipeline):
 
     def _decoded(self, request: PreparedRequest, latents: Array) -> Array:
         with request.timed("decode"):
-            return self.decode(latents, request.size)
+            images = self.decode(latents, request.size)
+        if not np.isfinite(images).all():
+            raise BackendError("images are not finite though the latents are: the decoder's weights overflow on them")
+        return images
 
     def _call_back(self, callback: Callback, step: int, timestep: float, latents: Array) -> Array:
-        answer = dict(callback(self, step, timestep, {"latents": latents.copy()}) or {})
+        returned = callback(self, step, timestep, {"latents": latents.copy()})
+        if not isinstance(returned, Mapping | None):
+            raise RequestError(
+                f"callback_on_step_end returned {returned!r}; expected a dictionary with cancel or latents, or None"
+            )
+        answer = dict(returned or {})
         if answer.pop("cancel", False):
             raise RequestCancelled(f"the request was cancelled by its callback after step {step}")
         changed = answer.pop("latents", None)
