@@ -1,4 +1,4 @@
-"""`vitrify bench`: run (peers in turns), export (the compiler's growth), startup (to the first image)."""
+"""`vitrify bench`: run (peers in turns), export (the compiler's growth), startup (to the first image), caches (their study)."""
 
 from __future__ import annotations
 
@@ -129,6 +129,41 @@ def startup(cases: tuple[str, ...], threads: int | None, json_file: Path | None,
         steps = one.steps if one.trained else 1
         found.append(measure_startup(name, prepared.artifact, steps=steps, threads=count))
     _finish(json_file, document("startup", this_machine(), [one.to_json() for one in found]), [startup_table(found)])
+
+
+@bench.command()
+@click.argument("artifact", type=_PATH)
+@click.option(
+    "--names", type=_PATH, default=Path("examples/emoji_flux/names.txt"), show_default=True, help="What the sample knows."
+)
+@click.option("--out", type=_PATH, default=Path("docs/caching"), show_default=True, help="Where figures and pictures go.")
+@click.option("--stage", type=click.Choice(["draw", "time", "report"]), help="Up to this one alone; all three if not given.")
+@_cache
+def caches(artifact: Path, names: Path, out: Path, stage: str | None, cache: Path) -> None:
+    """Study step caches on the sample's ARTIFACT: quality and time of each setting, beside fewer plain steps.
+
+    Takes a quarter of an hour; broken off, it goes on where it was. The stage `time` wants the machine for itself.
+    """
+    from vitrify.bench.cache_plots import grid, plot
+    from vitrify.bench.cache_study import STEPS, Study
+    from vitrify.bench.report import write_json
+
+    known = [line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
+    study = Study(artifact, known, cache / "caches", _report)
+    study.draw()
+    if stage == "draw":
+        return
+    study.time()
+    if stage == "time":
+        return
+    document = study.document()
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "study.json", document)
+    for steps in STEPS:
+        plot(document["rows"], steps, out / f"quality-{steps}.png")
+    grid(*study.pictures(), out / "pictures.png")
+    for row in document["rows"]:
+        _report(f"{row['name']}: {row}")
 
 
 def _report(text: str) -> None:
