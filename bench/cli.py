@@ -252,7 +252,7 @@ def caches(artifact: Path, names: Path, out: Path, stage: str | None, cache: Pat
     """
     from vitrify.bench.cache_plots import grid, plot
     from vitrify.bench.cache_study import STEPS, Study
-    from vitrify.bench.report import write_json
+    from vitrify.bench.document import write_json
 
     known = [line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
     study = Study(artifact, known, cache / "caches", _report)
