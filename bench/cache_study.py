@@ -103,6 +103,8 @@ def settings(table: Calibration) -> list[Setting]:
         add("first block", f"first block {threshold}", FirstBlock(threshold), predictors=predictors, guards=_GUARDS)
     for threshold, predictors in ((0.06, (4,)), (0.12, (4, 0)), (0.24, (0,))):
         add("MagCache", f"MagCache {threshold}", Magnitude(table.ratios, threshold), predictors=predictors)
+    for computed, warmup in ((14, 5), (18, 8)):  # Taylor alone at the time that first block and Taylor take together
+        add("growing mask", f"growing mask of {computed}", growing_mask(28, computed, warmup, 1.2))
     for steps, computed in ((20, 8), (50, 18)):
         add("growing mask", f"growing mask of {computed}", growing_mask(steps, computed, 3, 1.2), steps=steps)
         add("interval", "interval 3 after 3", Interval(3, 3), steps=steps)
@@ -166,15 +168,18 @@ class Study:
                 count = max(2, math.floor(ratio * setting.steps + 0.05))  # a twentieth of a step is the clock's noise
                 row["control"] = self._row(_plain(count), setting.steps)
             rows.append(row)
+        plain = []
         for steps in STEPS:
-            for count in sorted({steps // 4, *(r["control"]["steps"] for r in rows if r["control"] and r["steps"] == steps)}):
-                rows.append({**self._row(_plain(count), steps), "of_steps": steps, "time_ratio": round(count / steps, 4)})
+            controls = {row["control"]["steps"] for row in rows if row["control"] and row["steps"] == steps}
+            for count in sorted({steps // 4, *controls}):
+                row = {**self._row(_plain(count), steps), "of_steps": steps, "time_ratio": round(count / steps, 4)}
+                plain.append(row)
         return {
             "artifact": self.artifact_id,
             "names": len(self.judged),
             "guidance": _GUIDANCE,
             "magcache_ratios": [round(ratio, 5) for ratio in self._table().ratios],
-            "rows": rows,
+            "rows": rows + plain,
         }
 
     def pictures(self) -> tuple[list[str], list[tuple[str, Array]]]:

@@ -250,7 +250,7 @@ def caches(artifact: Path, names: Path, out: Path, stage: str | None, cache: Pat
 
     Takes a quarter of an hour; broken off, it goes on where it was. The stage `time` wants the machine for itself.
     """
-    from vitrify.bench.cache_plots import grid, plot
+    from vitrify.bench.cache_plots import grid, plot, table
     from vitrify.bench.cache_study import STEPS, Study
     from vitrify.bench.document import write_json
 
@@ -268,8 +268,7 @@ def caches(artifact: Path, names: Path, out: Path, stage: str | None, cache: Pat
     for steps in STEPS:
         plot(document["rows"], steps, out / f"quality-{steps}.png")
     grid(*study.pictures(), out / "pictures.png")
-    for row in document["rows"]:
-        _report(f"{row['name']}: {row}")
+    (out / "figures.md").write_text(table(document), encoding="utf-8")
 
 
 def _report(text: str) -> None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from vitrify.bench import cache_plots, cache_study
-from vitrify.bench.cache_plots import grid, plot
+from vitrify.bench.cache_plots import grid, plot, table
 from vitrify.bench.cache_study import CAREFUL, FAST, NAMES, STEPS, Setting, Study, judged_names, settings
 from vitrify.bench.cli import bench
 from vitrify.engine.artifact.presets import Calibration
@@ -97,6 +97,12 @@ def test_the_control_is_the_largest_number_of_plain_steps_that_is_not_slower(stu
     rows = {(row["name"], row["steps"]): row for row in one.document()["rows"]}
     assert rows["mask fast, Taylor 1 of the output", 28]["control"]["name"] == "plain 12"
     json.dumps(document, allow_nan=False)
+    lines = table(document).splitlines()
+    (line,) = (line for line in lines if line.startswith("| mask fast, Taylor 1 of the output |"))
+    assert line.split(" | ")[1:3] == ["11.0", "0.393"]
+    assert line.split(" | ")[5] == "plain 11"
+    assert line.endswith(" | +0.0 dB |")
+    assert {"## 20 steps", "## 28 steps", "## 50 steps"} <= set(lines)
 
 
 def test_first_block_requests_go_one_by_one(study: Any) -> None:
@@ -128,7 +134,7 @@ def test_the_command_stops_after_its_stage(
 
         def document(self) -> dict[str, Any]:
             called.append("document")
-            return {"rows": []}
+            return {"rows": [], "names": 1, "guidance": 2.0}
 
         def pictures(self) -> tuple[list[str], list[tuple[str, Any]]]:
             return ["cat"], [("plain", np.ones((1, 12, 12, 3)))]
@@ -141,7 +147,9 @@ def test_the_command_stops_after_its_stage(
     assert CliRunner().invoke(bench, words, catch_exceptions=False).exit_code == 0
     assert called == done
     written = sorted(p.name for p in (tmp_path / "out").glob("*"))
-    assert written == ([] if stage else ["pictures.png", "quality-20.png", "quality-28.png", "quality-50.png", "study.json"])
+    assert written == (
+        [] if stage else ["figures.md", "pictures.png", "quality-20.png", "quality-28.png", "quality-50.png", "study.json"]
+    )
 
 
 def test_pictures(study: Any, tmp_path: Path) -> None:
