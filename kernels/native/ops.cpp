@@ -12,7 +12,10 @@
 namespace vitrify {
 
 const Operator* const kOperators[] = {
-    &kLinear, &kLinearNoBias, &kLinearGelu, &kLinearGatedResidual, &kLinear2GatedResidual, &kResidualDiff,
+    &kLinear,       &kLinearNoBias,     &kLinearGelu,     &kLinearGatedResidual,     &kLinear2GatedResidual,
+    &kLinearBf16,   &kLinearNoBiasBf16, &kLinearGeluBf16, &kLinearGatedResidualBf16, &kLinear2GatedResidualBf16,
+    &kLinearInt8,   &kLinearNoBiasInt8, &kLinearGeluInt8, &kLinearGatedResidualInt8, &kLinear2GatedResidualInt8,
+    &kResidualDiff,
 };
 const int kOperatorCount = static_cast<int>(sizeof(kOperators) / sizeof(kOperators[0]));
 
