@@ -48,8 +48,8 @@ inline float sum(Lanes value) {
 }
 
 // 2^x for x ≤ 0. Relative error below 1.5e-7 down to x = -125; 0 below that; NaN for NaN.
-// x = n + f with n whole and |f| ≤ 1/2. 2^f is the minimax polynomial of degree 6 with value 1 at 0 (off by 2.6e-9, found
-// by Remez exchange on the relative error); 2^n is made of its bits.
+// x = n + f with n whole and |f| ≤ 1/2. 2^f is the minimax polynomial of degree 6 with value 1 at 0 (off by 2.6e-9,
+// found by Remez exchange on the relative error); 2^n is made of its bits.
 inline Lanes exp2_of_nonpositive(Lanes x) {
   // 1.5 · 2^23, near which a float has no bits below 1, and the bias of exponents.
   constexpr float kWhole = 12582912.0F + 127.0F;
