@@ -9,6 +9,7 @@ import onnx_ir as ir
 from vitrify.engine.denoiser import LOOP_SEGMENTS
 from vitrify.engine.errors import CompileError
 from vitrify.export.recipe import ComponentRecipe
+from vitrify.kernels.op import DOMAIN
 
 __all__ = ["invariant_work"]
 
@@ -31,7 +32,7 @@ def invariant_work(recipe: ComponentRecipe, parts: Mapping[str, ir.Model]) -> tu
         for node in graph:
             if any(v in reached for v in node.inputs if v is not None):
                 reached.update(node.outputs)
-            elif node.op_type in _WORK:
+            elif node.op_type in _WORK or node.domain == DOMAIN:
                 given = [v for v in node.inputs if v is not None and v.producer() is None and v.const_value is None]
                 weights = [str(v.name) for v in given if v.name not in handed]
                 found.append((segment, next(iter(weights), str(node.outputs[0].name))))
