@@ -1,7 +1,9 @@
 """AdaLayerNorm and AdaRMSNorm in standard ONNX ops: what a runtime without our library executes."""
 
 # onnxscript reads this source; to a type checker it is pseudo-code.
+# A returned name is the output's name.
 # mypy: ignore-errors
+# ruff: noqa: RET504
 
 import onnx
 from onnxscript import opset23 as op

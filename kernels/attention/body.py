@@ -1,8 +1,9 @@
 """FusedAttention in standard ONNX ops: what a runtime without our library executes, and what TensorRT fuses itself."""
 
-# onnxscript reads this source; to a type checker it is pseudo-code. Functions of one file are inlined into each other by
-# hand: a body calls nothing but standard ops.
+# onnxscript reads this source; to a type checker it is pseudo-code.
+# A returned name is the output's name.
 # mypy: ignore-errors
+# ruff: noqa: RET504
 
 from onnxscript import opset23 as op
 from onnxscript import script, values

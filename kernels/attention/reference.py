@@ -14,7 +14,7 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float, causal: int = 0, bias: Tensor | None = None
 ) -> Tensor:
     """q: [batch, tokens, width], k, v: [batch, keys, width], bias: [1, heads, tokens, keys] → [batch, tokens, width]."""
-    q, k, v = (x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (x.reshape(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (q, k, v))
     scores = scale * (q @ k.transpose(2, 3))
     if bias is not None:
         scores = scores + bias

@@ -10,9 +10,9 @@ __all__ = ["REFERENCES", "norm_rope"]
 
 def norm_rope(x: Tensor, norm: Tensor, cos: Tensor, sin: Tensor, num_heads: int, epsilon: float) -> Tensor:
     """x: [batch, tokens, width], norm: [head_dim], cos, sin: [tokens, head_dim / 2] → [batch, tokens, width]."""
-    x = x.unflatten(2, (num_heads, -1))
+    x = x.reshape(*x.shape[:2], num_heads, -1)
     x = x / torch.sqrt(x.square().mean(dim=-1, keepdim=True) + epsilon) * norm
-    a, b = x.unflatten(3, (-1, 2)).unbind(dim=-1)
+    a, b = x.reshape(*x.shape[:3], -1, 2).unbind(dim=-1)
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # The same for every head.
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(2)
 
