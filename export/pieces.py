@@ -68,9 +68,7 @@ class ShippedGraphs:
 
     def _piece(self, name: str, targets: Sequence[str], stops: frozenset[str]) -> Piece:
         copy = _Copy(self, stops)
-        outputs = [
-            copy.value(self._made[label]) if label in self._made else copy.part(*self._joint[label]) for label in targets
-        ]
+        outputs = [copy.value(self._made[label]) if label in self._made else copy.part(*self._joint[label]) for label in targets]
         for label, output in zip(targets, outputs, strict=True):
             output.name = label
         first = next(iter(self._models.values()))
@@ -228,7 +226,8 @@ class _Copy:
     def _node(self, node: ir.Node, wanted: ir.Value) -> ir.Value:
         attributes = dict(node.attributes)
         inputs = [
-            None if v is None else (self._small_table(node, v, attributes) if _is_table(v) else self.value(v)) for v in node.inputs
+            None if v is None else (self._small_table(node, v, attributes) if _is_table(v) else self.value(v))
+            for v in node.inputs
         ]
         own = ir.Node(node.domain, node.op_type, inputs, list(attributes.values()), num_outputs=len(node.outputs))
         self.nodes.append(own)
@@ -238,7 +237,6 @@ class _Copy:
             output.name = f"{source.name}@{len(self.nodes)}.{position}"  # names may repeat from segment to segment
             self.values[source] = output
         return own.outputs[node.outputs.index(wanted)]
-
 
     def _small_table(self, node: ir.Node, table: ir.Value, attributes: dict[str, ir.Attr]) -> ir.Value:
         """A table of the entries alone that an op of ours reads at its `…_at`; `attributes` then say where they are in it."""

@@ -177,7 +177,12 @@ def _turned(node: ir.Node, heads: int, head_dim: int, name: str) -> tuple[ir.Val
 def _viewed_back(value: ir.Value, q: _Operand) -> ir.Value:
     """The one reader's result [batch, tokens, width] of an Attention's output. Raises _Unmatched."""
     moved = _reader(value)
-    if moved is not None and moved.op_type == "Reshape" and dims(moved.outputs[0]) == dims(value) and None not in (dims(value) or ()):
+    if (
+        moved is not None
+        and moved.op_type == "Reshape"
+        and dims(moved.outputs[0]) == dims(value)
+        and None not in (dims(value) or ())
+    ):
         moved = _reader(moved.outputs[0])  # a view as what it is
     if moved is None or moved.op_type != "Transpose" or not _swaps(moved):
         raise _Unmatched("its result is not viewed back as [batch, tokens, width]")
