@@ -123,7 +123,7 @@ def _operand(value: ir.Value | None, name: str) -> _Operand:
     epsilons = set()
     for piece in pieces:
         norm = made_by(piece, "RMSNormalization")
-        if norm is not None and norm.inputs[1] is not None and _per_head(norm):
+        if norm is not None and norm.inputs[1] is not None and _per_head(norm) and dims(norm.inputs[1]) == [head_dim]:
             norms.append(norm.inputs[1])
             epsilons.add(norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5)
             piece = norm.inputs[0]

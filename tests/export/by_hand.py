@@ -36,7 +36,7 @@ Array = npt.NDArray[Any]
 
 def graph(text: str, functions: str = "") -> ir.Model:
     """`(inputs) => (outputs) <values of known shape> { nodes }` in ONNX's text form, as a model of opset 23."""
-    domains = '"" : 23, "vitrify.trace" : 1, "toy" : 1'
+    domains = '"" : 23, "vitrify.trace" : 1, "vitrify" : 1, "toy" : 1'
     return ir.from_onnx_text(f"<ir_version: 10, opset_import: [{domains}]> by_hand {text} {functions}")
 
 
