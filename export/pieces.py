@@ -121,9 +121,8 @@ class ShippedGraphs:
             if start == at and found == width:
                 return value
             start += found or 0
-        raise ParityError(
-            f"{table.name!r}: columns {at} … {at} + {width} are read, but condition writes widths {[_row_width(v) for v in written]}"
-        )
+        widths = [_row_width(v) for v in written]
+        raise ParityError(f"{table.name!r}: columns {at} … {at} + {width} are read, but condition writes widths {widths}")
 
     def _written(self, table: ir.Value) -> list[ir.Value]:
         """The values that condition laid side by side into a table."""

@@ -1,7 +1,8 @@
 """Parameters tied to the source's bytes: external data into the safetensors files, lifted to float32 where they are read.
 
-Rules: (1) a parameter keeps its name, shape and stored dtype; (2) an op of ours that takes an input in that dtype reads it
-as stored; for all other readers a stored bf16 or fp16 is cast to float32, once; (3) location, offset and length point into the file beside the graph: weights exist once.
+Rules: (1) a parameter keeps its name, shape and stored dtype; (2) an op of ours that takes an input in that dtype reads it as
+stored; for all other readers a stored bf16 or fp16 is cast to float32, once; (3) location, offset and length point into the
+file beside the graph: weights exist once.
 """
 
 from __future__ import annotations

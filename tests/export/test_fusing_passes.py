@@ -1,4 +1,4 @@
-"""The passes that put our ops into graphs, each on a few nodes: what its rules take, what they leave and why, and that results stay."""
+"""The passes that put our ops into graphs, each on a few nodes: what they take, what they leave and why; results stay."""
 
 from __future__ import annotations
 
@@ -262,8 +262,7 @@ def joint_attention(parts: int, **changes: str) -> ir.Model:
         outputs = "float[b,t,8] y_0, float[b,i,8] y_1"
     body = "\n".join(line for line in lines if line)
     # The text form has no sums of dimensions.
-    model = graph(f"({', '.join(inputs)}) => ({outputs}) <{', '.join(values)}> {{ {body} }}".replace("t + i", "sum"))
-    return model
+    return graph(f"({', '.join(inputs)}) => ({outputs}) <{', '.join(values)}> {{ {body} }}".replace("t + i", "sum"))
 
 
 def joint_shapes(parts: int) -> dict[str, Dims]:
@@ -305,8 +304,10 @@ def test_unlike_queries_and_keys_stay(parts: int, changes: dict[str, str], reaso
 
 TABLE = "float[batch,16] modulation_rest"
 SPLIT = "s_0, s_1, s_2, rest = Split<axis = 1>(modulation_rest, widths)"
-ENTRIES = """int64[4] widths = {4, 4, 4, 4}, int64[3] row = {0, 1, 4}, float[4] ones = {1, 1, 1, 1}, float[4] zeros = {0, 0, 0, 0},
-    float[batch,1,4] e_0, float[batch,1,4] e_1, float[batch,1,4] e_2, float[batch,4] s_0, float[batch,4] s_1, float[batch,4] s_2"""
+ENTRIES = """int64[4] widths = {4, 4, 4, 4}, int64[3] row = {0, 1, 4},
+    float[4] ones = {1, 1, 1, 1}, float[4] zeros = {0, 0, 0, 0},
+    float[batch,1,4] e_0, float[batch,1,4] e_1, float[batch,1,4] e_2,
+    float[batch,4] s_0, float[batch,4] s_1, float[batch,4] s_2"""
 ROWS = "e_0 = Reshape(s_0, row) e_1 = Reshape(s_1, row) e_2 = Reshape(s_2, row)"
 
 
@@ -367,7 +368,8 @@ def test_what_is_no_plain_modulated_norm_stays(body: str) -> None:
 
 
 def test_a_norm_made_before_the_loop_is_done_again_where_it_costs_nothing() -> None:
-    condition = graph("""(float[batch,t,4] c, float[m,16] modulation) => (float[batch,t,4] x, float[batch,t,4] n, float[m,16] modulation_rest)
+    condition = graph("""(float[batch,t,4] c, float[m,16] modulation)
+        => (float[batch,t,4] x, float[batch,t,4] n, float[m,16] modulation_rest)
         <float[4] ones = {1, 1, 1, 1}> {
         x = Relu(c)
         n = LayerNormalization<axis = -1, epsilon = 1e-6>(x, ones)
