@@ -45,7 +45,7 @@ def tie_parameters(model: ir.Model, locations: Mapping[str, TensorLocation], fol
         value.const_value = stored
         value.dtype = ir.DataType(place.dtype.onnx)
         graph.register_initializer(value)
-        lifting = [use for use in readers if not _reads_stored(use, place.dtype)]
+        lifting = [use for use in readers if not _reads_stored(use.node, use.idx, place.dtype)]
         if place.dtype is not DType.FLOAT32 and lifting:
             cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", DType.FLOAT32.onnx)], num_outputs=1)
             lifted = cast.outputs[0]
@@ -56,9 +56,9 @@ def tie_parameters(model: ir.Model, locations: Mapping[str, TensorLocation], fol
     return total
 
 
-def _reads_stored(use: ir.Usage, dtype: DType) -> bool:
+def _reads_stored(reader: ir.Node, index: int, dtype: DType) -> bool:
     """Whether the reader is an op of ours whose contract allows `dtype` for this input."""
-    if use.node.domain != DOMAIN:
+    if reader.domain != DOMAIN:
         return False
-    op = registry.contract(use.node.op_type)
-    return dtype in op.dtypes.get(op.inputs[use.idx].name, ())
+    op = registry.contract(reader.op_type)
+    return dtype in op.dtypes.get(op.inputs[index].name, ())
