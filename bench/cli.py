@@ -1,4 +1,4 @@
-"""`vitrify bench`: run (peers in turns), export (the compiler's growth), startup (to the first image)."""
+"""`vitrify bench`: run (peers in turns), export (the compiler's growth), startup (to the first image), ops (our kernels)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 from vitrify.bench.cases import CASES
 from vitrify.bench.export_growth import GROWTH_CASES
 from vitrify.bench.jobs import available_cpus
+from vitrify.bench.op_cases import OP_CASES
 from vitrify.bench.peers.registry import DEFAULT_PEERS, PEERS
 from vitrify.engine.errors import ParityError
 
@@ -129,6 +130,25 @@ def startup(cases: tuple[str, ...], threads: int | None, json_file: Path | None,
         steps = one.steps if one.trained else 1
         found.append(measure_startup(name, prepared.artifact, steps=steps, threads=count))
     _finish(json_file, document("startup", this_machine(), [one.to_json() for one in found]), [startup_table(found)])
+
+
+@bench.command()
+@click.option(
+    "--case", "cases", type=click.Choice([one.name for one in OP_CASES]), multiple=True, help="Default: all; may be repeated."
+)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Each round visits everybody twice.")
+@click.option("--level", help="Instruction set of our kernels; default: the best of this machine.")
+@_threads
+@_json
+def ops(cases: tuple[str, ...], rounds: int, level: str | None, threads: int | None, json_file: Path | None) -> None:
+    """Time each op's native kernel against ONNX Runtime's own ops and against the machine's peak."""
+    from vitrify.bench.machine import this_machine
+    from vitrify.bench.ops import measure_ops
+    from vitrify.bench.report import document, ops_table
+
+    names = cases or tuple(one.name for one in OP_CASES)
+    found = measure_ops(names, rounds=rounds, threads=threads or available_cpus(), level=level)
+    _finish(json_file, document("ops", this_machine(), [one.to_json() for one in found]), [ops_table(found)])
 
 
 def _report(text: str) -> None:

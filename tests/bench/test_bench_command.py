@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 SAMPLE = str(ROOT / "examples" / "emoji_flux")
 
 
-@pytest.mark.parametrize("command", ["run", "export", "startup"])
+@pytest.mark.parametrize("command", ["run", "export", "startup", "ops"])
 def test_every_command_explains_itself(command: str) -> None:
     result = CliRunner().invoke(bench, [command, "--help"])
     assert result.exit_code == 0
