@@ -14,6 +14,7 @@ from vitrify.kernels.linear import contract as linear
 from vitrify.kernels.op import OpContract
 from vitrify.kernels.qk_norm_rope import contract as qk_norm_rope
 from vitrify.kernels.residual_diff import contract as residual_diff
+from vitrify.kernels.taylor import contract as taylor
 
 if TYPE_CHECKING:
     import onnx
@@ -28,6 +29,7 @@ _FOLDERS: dict[str, tuple[OpContract, ...]] = {
     "linear": linear.CONTRACTS,
     "qk_norm_rope": qk_norm_rope.CONTRACTS,
     "residual_diff": residual_diff.CONTRACTS,
+    "taylor": taylor.CONTRACTS,
 }
 
 _OPS = {op.name: (op, name) for name, ops in _FOLDERS.items() for op in ops}

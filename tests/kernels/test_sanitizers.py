@@ -59,6 +59,44 @@ for level in native_library.cpu_levels():
 print("clean")
 """
 
+# The ops that compute row by row: columns at the very end of the modulation table, widths beside the registers' sizes.
+ROWS = """
+import sys
+from pathlib import Path
+import numpy as np
+from vitrify.engine import native_library
+from vitrify.engine.native_kernel import NativeKernel
+native_library.path = lambda: Path(sys.argv[1])
+
+def run(op, inputs, outputs, **attributes):
+    NativeKernel(op, [None] * len(inputs), attributes=attributes).run(inputs, outputs, threads=3)
+
+for level in native_library.cpu_levels():
+    native_library.force_cpu_level(level)
+    for shape in ((1, 1, 1), (2, 63, 31), (1, 333, 130), (3, 0, 4), (1, 1025, 62)):
+        batch, tokens, width = shape
+        x, y, other = (np.ones(shape, np.float32) for _ in range(3))
+        modulation = np.ones((batch, 2 * width), np.float32)
+        for op, expected in (("AdaLayerNorm", 1), ("AdaRMSNorm", 2)):
+            run(op, [x, modulation], [y], factor_at=0, shift_at=width, epsilon=1e-12)
+            assert np.allclose(y, expected)
+        run("GatedResidual", [x, other, modulation], [y], gate_at=width)
+        assert np.array_equal(y, np.full(shape, 2, np.float32))
+        scalars = [np.ones(order, np.float32) for order in (1, 2)]
+        outputs = [np.empty(shape, np.float32) for _ in range(3)]
+        run("TaylorUpdate1", [x, other, scalars[0]], outputs[:2])
+        run("TaylorUpdate2", [x, other, x, scalars[1]], outputs)
+        assert np.array_equal(outputs[2], -x)
+        run("TaylorPredict1", [x, other, scalars[0]], [y])
+        run("TaylorPredict2", [x, other, x, scalars[1]], [y])
+        assert np.array_equal(y, 3 * x)
+        if width % 2 == 0:
+            table = np.ones((tokens, width // 2), np.float32)
+            run("QkNormRope", [x, np.ones(width, np.float32), table, 0 * table], [y], num_heads=1, epsilon=1e-12)
+            assert np.allclose(y, 1)
+print("clean")
+"""
+
 # The same through ONNX Runtime: registration, shape inference, a run on two threads.
 SESSION = """
 import sys
@@ -110,6 +148,12 @@ def test_kernels_touch_only_their_arrays(library: Path) -> None:
 @pytest.mark.slow
 def test_linear_kernels_touch_only_their_arrays(library: Path) -> None:
     done = _run(LINEAR, str(library))
+    assert (done.returncode, done.stdout.strip()) == (0, "clean"), done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_row_kernels_touch_only_their_arrays(library: Path) -> None:
+    done = _run(ROWS, str(library))
     assert (done.returncode, done.stdout.strip()) == (0, "clean"), done.stderr[-2000:]
 
 
