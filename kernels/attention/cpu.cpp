@@ -43,7 +43,8 @@ inline Place key_at(const AttentionHead& head, size_t key) {
 }
 
 // One query or key as the product needs it: factor · x, normalised and turned where the head says so.
-inline void prepare(const AttentionHead& head, const float* x, const float* norm, size_t token, float factor, float* y) {
+inline void prepare(const AttentionHead& head, const float* x, const float* norm, size_t token, float factor,
+                    float* y) {
   const size_t half = head.head_dim / 2;
   if (norm != nullptr) {
     norm_rope_row(x, norm, head.cos + token * half, head.sin + token * half, half, head.epsilon, factor, y);
@@ -201,7 +202,7 @@ void attention_rows(const AttentionHead& head, size_t first, float* scratch) {
     softmax.maximum[row] = kMinusInfinity;
     softmax.sum[row] = Lanes{};
   }
-  const size_t out_size = kAttentionRows * (dim + kPanel - 1) / kPanel * kPanel;
+  const size_t out_size = kAttentionRows * attention_rounded(dim);
   for (size_t i = 0; i < out_size; ++i) {
     out[i] = 0;
   }

@@ -8,6 +8,11 @@
 
 namespace vitrify {
 
+extern const Operator kFusedAttention;
+extern const Operator kFusedAttentionBias;
+extern const Operator kFusedAttentionNormRotary;
+extern const Operator kFusedAttention2NormRotary;
+
 constexpr size_t kAttentionMaxHeadDim = 512;
 
 // Rows of q that one task computes, and keys that one task packs.

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "ada_layer_norm/cpu.h"
+#include "attention/cpu.h"
 #include "gated_residual/cpu.h"
 #include "linear/cpu.h"
 #include "native/c_interface.h"
@@ -18,6 +19,10 @@ namespace vitrify {
 const Operator* const kOperators[] = {
     &kAdaLayerNorm,
     &kAdaRMSNorm,
+    &kFusedAttention,
+    &kFusedAttentionBias,
+    &kFusedAttentionNormRotary,
+    &kFusedAttention2NormRotary,
     &kGatedResidual,
     &kLinear,
     &kLinearNoBias,
