@@ -104,7 +104,7 @@ def inputs(case: Case) -> dict[str, Array]:
     return given
 
 
-def turned(case: Case, x: Array, norm: Array, cos: Array, sin: Array) -> Array:
+def turned(x: Array, norm: Array, cos: Array, sin: Array) -> Array:
     """Normalised per head, each pair a complex number that another one turns. x: [batch, tokens, heads, head_dim]."""
     x = x / np.sqrt((x * x).mean(-1, keepdims=True) + EPSILON) * norm
     z = (x[..., 0::2] + 1j * x[..., 1::2]) * (cos + 1j * sin)[:, None]
@@ -124,7 +124,7 @@ def exact(case: Case, given: Mapping[str, Array], scale: float | None = None) ->
             x = x.reshape(*x.shape[:2], case.heads, case.head_dim)
             if name != "v" and "cos" in wide:
                 end = at + x.shape[1]
-                x = turned(case, x, wide[f"{name}_norm{part}"], wide["cos"][at:end], wide["sin"][at:end])
+                x = turned(x, wide[f"{name}_norm{part}"], wide["cos"][at:end], wide["sin"][at:end])
                 at = end
             joined.append(x)
         return np.concatenate(joined, axis=1)
@@ -295,7 +295,7 @@ WRONG = [
         "FusedAttention",
         dict.fromkeys("qkv", (1, 5, 1026)),
         {},
-        r"head_dim is 513, width 1026 \(num_heads = 2\), expected 1 to 512",
+        r"head_dim is 513, width 1026 \(num_heads = 2\), .* 1 to 512",
     ),
     ("FusedAttention", {}, {"num_heads": 0}, "attribute num_heads is 0, expected 1 or more"),
     ("FusedAttention", {}, {"scale": 0.0}, "attribute scale is 0.000000, expected above 0"),
@@ -338,9 +338,7 @@ def test_onnxruntime_says_what_is_wrong() -> None:
         one_op_model("FusedAttention", attributes={"num_heads": 1, "scale": 1.0, "causal": 0}).SerializeToString(), library=True
     )
     feed = {name: np.zeros((1, 3, 600), np.float32) for name in "qkv"}
-    with pytest.raises(
-        onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="head_dim is 600, .* expected 1 to 512"
-    ):
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match=r"head_dim is 600, .* 1 to 512"):
         opened.run(None, feed)
     model = one_op_model("FusedAttention", attributes={"num_heads": -1, "scale": 1.0, "causal": 0})
     with pytest.raises(Exception, match="attribute num_heads is -1, expected 1 or more") as raised:
