@@ -67,7 +67,7 @@ void span(const LinearProblem& problem, size_t first_row, size_t rows, size_t fi
   if constexpr (A::kInt8) {
     for (size_t i = 0; i < rows; ++i) {
       const float most = largest(problem, first_row + i);
-      scales[i] = most * (1.0F / 127);
+      scales[i] = most / 127;
       inverses[i] = 127.0F / most;
     }
   }

@@ -45,8 +45,8 @@ constexpr size_t kLinearChunk = 256;   // Most words of a panel's chunk: it fits
 constexpr size_t kLinearRows = 140;    // Most rows of one call at any level.
 // Most panels of one call where there are several blocks: y's sums wait in scratch from block to block.
 constexpr size_t kLinearPanels = 32;
-// Most features at int8, so that no sum leaves 32 bits.
-constexpr size_t kLinearInt8Features = 65536;
+// Most features at int8, so that no sum of products, each at most 127 · 128, leaves 32 bits.
+constexpr size_t kLinearInt8Features = 1 << 17;
 
 constexpr size_t linear_parts(size_t size, size_t most) {
   return size <= most ? 1 : (size + most - 1) / most;

@@ -33,7 +33,7 @@ inline void finish(LinearEpilogue epilogue, const float* sums, const Columns& co
   for (size_t i = 0; i < kLinearPanel; i += kLanes) {
     Lanes value = load(sums + i);
     if constexpr (A::kWholeSums) {
-      value = __builtin_convertvector((WholeLanes)value - (WholeLanes)load(columns.offset + i), Lanes);
+      value = __builtin_convertvector((WholeLanes)((BitLanes)value - (BitLanes)load(columns.offset + i)), Lanes);
     }
     if constexpr (A::kInt8) value *= row_scale * load(columns.scale + i);
     if (columns.bias != nullptr) value += load(columns.bias + i);

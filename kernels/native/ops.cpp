@@ -4,18 +4,47 @@
 #include <stdexcept>
 #include <string>
 
+#include "ada_layer_norm/cpu.h"
+#include "attention/cpu.h"
+#include "gated_residual/cpu.h"
 #include "linear/cpu.h"
 #include "native/c_interface.h"
 #include "native/operator.h"
+#include "qk_norm_rope/cpu.h"
 #include "residual_diff/cpu.h"
+#include "taylor/cpu.h"
 
 namespace vitrify {
 
 const Operator* const kOperators[] = {
-    &kLinear,       &kLinearNoBias,     &kLinearGelu,     &kLinearGatedResidual,     &kLinear2GatedResidual,
-    &kLinearBf16,   &kLinearNoBiasBf16, &kLinearGeluBf16, &kLinearGatedResidualBf16, &kLinear2GatedResidualBf16,
-    &kLinearInt8,   &kLinearNoBiasInt8, &kLinearGeluInt8, &kLinearGatedResidualInt8, &kLinear2GatedResidualInt8,
+    &kAdaLayerNorm,
+    &kAdaRMSNorm,
+    &kFusedAttention,
+    &kFusedAttentionBias,
+    &kFusedAttentionNormRotary,
+    &kFusedAttention2NormRotary,
+    &kGatedResidual,
+    &kLinear,
+    &kLinearNoBias,
+    &kLinearGelu,
+    &kLinearGatedResidual,
+    &kLinear2GatedResidual,
+    &kLinearBf16,
+    &kLinearNoBiasBf16,
+    &kLinearGeluBf16,
+    &kLinearGatedResidualBf16,
+    &kLinear2GatedResidualBf16,
+    &kLinearInt8,
+    &kLinearNoBiasInt8,
+    &kLinearGeluInt8,
+    &kLinearGatedResidualInt8,
+    &kLinear2GatedResidualInt8,
+    &kQkNormRope,
     &kResidualDiff,
+    &kTaylorUpdate1,
+    &kTaylorUpdate2,
+    &kTaylorPredict1,
+    &kTaylorPredict2,
 };
 const int kOperatorCount = static_cast<int>(sizeof(kOperators) / sizeof(kOperators[0]));
 
