@@ -10,10 +10,12 @@ import numpy as np
 from vitrify.engine.errors import ParityError
 from vitrify.engine.session import Array
 
-__all__ = ["BLOCK_TOLERANCE", "COMPONENT_TOLERANCE", "Difference", "difference", "rounded_up"]
+__all__ = ["BLOCK_TOLERANCE", "COMPONENT_TOLERANCE", "ROUNDED_TOLERANCES", "Difference", "difference", "rounded_up"]
 
 BLOCK_TOLERANCE = 1e-5
 COMPONENT_TOLERANCE = 1e-4
+ROUNDED_TOLERANCES = (5e-3, 4e-2)
+"""Of a block, and of a component without blocks, in bf16 or int8, against eager PyTorch that rounds alike."""
 _WORST_FACTOR = 20.0
 
 
