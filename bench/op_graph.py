@@ -41,10 +41,11 @@ def op_model(case: OpCase, inputs: dict[str, NDArray[Any]]) -> bytes:
     from onnx import helper
 
     contract = registry.contract(case.op)
+    attributes: dict[str, Any] = dict(case.attributes)
     graph = helper.make_graph(
         [
             helper.make_node(
-                case.op, [t.name for t in contract.inputs], [t.name for t in contract.outputs], domain=DOMAIN, **case.attributes
+                case.op, [t.name for t in contract.inputs], [t.name for t in contract.outputs], domain=DOMAIN, **attributes
             )
         ],
         "one_op",
@@ -63,7 +64,7 @@ def op_model(case: OpCase, inputs: dict[str, NDArray[Any]]) -> bytes:
     model: onnx.ModelProto = helper.make_model(
         graph, opset_imports=imports, functions=[registry.function(case.op, _OPSET)], ir_version=10
     )
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def _shape(case: OpCase, tensor: TensorSpec) -> tuple[int, ...]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from vitrify.bench.jobs import run_job
 from vitrify.bench.measure import Summary, interleave, ratios, summarise, timed
 from vitrify.bench.op_cases import op_case
 from vitrify.bench.op_graph import op_inputs, op_model
+from vitrify.bench.register_peaks import peak_meter
 from vitrify.engine import native_library
 from vitrify.engine.dtypes import DType
 from vitrify.engine.errors import ParityError
@@ -23,15 +24,20 @@ from vitrify.kernels import registry
 __all__ = ["OpResult", "measure_ops"]
 
 _VISIT_S = 0.1
-_PEAK_ROUNDS = 400_000
+_PEAK_S = 0.05
 _OURS, _THEIRS, _PEAK = "vitrify", "onnxruntime", "peak"
+_UNITS = {"avx2": "avx2", "avx512": "avx512f"}
+"""Level → the unit that its kernels can use best, as `register_peaks` names it. Of other levels no peak is given."""
+
+Peak = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class OpResult:
     """ours, theirs: seconds a call. ratio: ours / theirs, round by round. flops: of a call.
 
-    peak_flops: multiply-adds on registers alone, in the same rounds, the best of them. error: ‖ours − theirs‖₂ / ‖theirs‖₂.
+    peak_flops: what the level's unit does on registers alone, in the same rounds, the best of them; None where it cannot be said.
+    error: ‖ours − theirs‖₂ / ‖theirs‖₂.
     """
 
     name: str
@@ -42,7 +48,7 @@ class OpResult:
     ours: Summary
     theirs: Summary
     ratio: Summary
-    peak_flops: float
+    peak_flops: float | None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,7 +72,7 @@ def measure_ops(names: Sequence[str], *, rounds: int, threads: int, level: str |
     return [OpResult.from_json(one) for one in answer["results"]]
 
 
-def _measure(name: str, *, rounds: int, threads: int) -> OpResult:
+def _measure(name: str, *, rounds: int, peak: Peak | None) -> OpResult:
     case = op_case(name)
     inputs = op_inputs(case)
     model = op_model(case, inputs)
@@ -74,7 +80,6 @@ def _measure(name: str, *, rounds: int, threads: int) -> OpResult:
     calls: dict[str, Callable[[int], object]] = {
         _OURS: _session(model, feed, library=True),
         _THEIRS: _session(model, feed, library=False),
-        _PEAK: lambda _: _multiply_add(threads),
     }
     tolerance = 2 * registry.contract(case.op).tolerances[DType.FLOAT32]
     error = _error(calls[_OURS](0), calls[_THEIRS](0))
@@ -82,11 +87,16 @@ def _measure(name: str, *, rounds: int, threads: int) -> OpResult:
         raise ParityError(f"{name}: {case.op} and its body differ by {error:.1e}, allowed {tolerance:.0e}; no times are given")
     once = {key: min(timed(call, 2).seconds) for key, call in calls.items()}
 
-    def visit(peer: str) -> float:
+    peaks: list[float] = []
+
+    def visit(peer: str, _: int) -> float:
+        if peer == _PEAK:
+            peaks.append(peak() if peak is not None else 0.0)
+            return peaks[-1]
         calls[peer](0)  # Wakes the pool; does not count.
         return float(np.median(timed(calls[peer], max(2, int(_VISIT_S / once[peer]))).seconds))
 
-    found = interleave(tuple(calls), rounds, visit)
+    found = interleave((*calls, _PEAK), rounds, visit)
     seconds = {peer: [float(np.mean(visits)) for visits in found[peer]] for peer in calls}
     return OpResult(
         name=name,
@@ -97,7 +107,7 @@ def _measure(name: str, *, rounds: int, threads: int) -> OpResult:
         ours=summarise(seconds[_OURS]),
         theirs=summarise(seconds[_THEIRS]),
         ratio=summarise(ratios(seconds[_OURS], seconds[_THEIRS])),
-        peak_flops=_multiply_add(threads) / min(min(visits) for visits in found[_PEAK]),
+        peak_flops=max(peaks) if peak is not None else None,
     )
 
 
@@ -123,15 +133,12 @@ def _session(model: bytes, feed: Mapping[str, Any], *, library: bool) -> Callabl
     return call
 
 
-def _multiply_add(threads: int) -> float:
-    """Floating-point operations done."""
-    others = [threading.Thread(target=native_library.multiply_add_loop, args=(_PEAK_ROUNDS,)) for _ in range(threads - 1)]
-    for other in others:
-        other.start()
-    done = native_library.multiply_add_loop(_PEAK_ROUNDS)
-    for other in others:
-        other.join()
-    return threads * done
+def _peak(threads: int) -> Peak | None:
+    unit = _UNITS.get(native_library.cpu_level())
+    if unit is None or shutil.which("c++") is None:
+        return None
+    meter = peak_meter()
+    return lambda: meter(unit, threads, _PEAK_S)
 
 
 def _error(ours: Any, theirs: Any) -> float:
@@ -149,8 +156,9 @@ def main() -> None:
     given = json.loads(sys.argv[1])
     onnxruntime.set_global_thread_pool_sizes(given["threads"], 1)
     native_library.force_cpu_level(given["level"])
+    peak = _peak(given["threads"])
     try:
-        results = [_measure(name, rounds=given["rounds"], threads=given["threads"]).to_json() for name in given["names"]]
+        results = [_measure(name, rounds=given["rounds"], peak=peak).to_json() for name in given["names"]]
     except ParityError as error:
         print(json.dumps({"wrong": str(error)}))
         return

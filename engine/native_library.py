@@ -17,7 +17,6 @@ __all__ = [
     "cpu_levels",
     "force_cpu_level",
     "load",
-    "multiply_add_loop",
     "ops",
     "path",
     "signatures",
@@ -67,8 +66,6 @@ def _load(file: Path) -> ctypes.CDLL:
     library.vitrify_cpu_level_name.argtypes = [ctypes.c_int]
     library.vitrify_cpu_level_supported.argtypes = [ctypes.c_int]
     library.vitrify_force_cpu_level.argtypes = [ctypes.c_char_p]
-    library.vitrify_multiply_add_loop.argtypes = [ctypes.c_int64]
-    library.vitrify_multiply_add_loop.restype = ctypes.c_double
     library.vitrify_create_kernel.restype = ctypes.c_void_p
     library.vitrify_run_kernel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
     library.vitrify_destroy_kernel.argtypes = [ctypes.c_void_p]
@@ -115,11 +112,3 @@ def force_cpu_level(name: str | None) -> None:
     """
     if load().vitrify_force_cpu_level(None if name is None else name.encode()) != 0:
         raise BackendError(f"CPU level {name!r} is not available here; available: {', '.join(cpu_levels())}")
-
-
-def multiply_add_loop(rounds: int) -> float:
-    """Multiply and add on registers alone, on the calling thread, at the level that runs: the floating-point operations done.
-
-    Timed, it is the most that this machine can do. Other Python threads run meanwhile.
-    """
-    return float(load().vitrify_multiply_add_loop(rounds))

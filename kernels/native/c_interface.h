@@ -44,10 +44,6 @@ VITRIFY_EXPORT void vitrify_destroy_kernel(void* kernel);
 // Why the calling thread's last failure was one.
 VITRIFY_EXPORT const char* vitrify_error();
 
-// `rounds` times some multiply-adds on registers alone, on the calling thread, at the level that runs: the
-// floating-point operations done. For measuring what the machine can do at most.
-VITRIFY_EXPORT double vitrify_multiply_add_loop(int64_t rounds);
-
 // r = h1 - h0; sums[row] = {Σ|r - r_ref|, Σ|r_ref|}; see residual_diff/README.md. Runs on the calling thread.
 // All arrays are dense: [batch, tokens, width], sums [batch, 2]. r and sums overlap no input.
 VITRIFY_EXPORT void vitrify_residual_diff_f32(const float* h1, const float* h0, const float* r_ref, float* r,

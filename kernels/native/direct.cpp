@@ -8,7 +8,6 @@
 
 #include "native/c_interface.h"
 #include "native/operator.h"
-#include "native/peak.h"
 #include "native/shapes.h"
 
 namespace vitrify {
@@ -153,13 +152,4 @@ void vitrify_destroy_kernel(void* kernel) {
 
 const char* vitrify_error() {
   return last_error.c_str();
-}
-
-double vitrify_multiply_add_loop(int64_t rounds) {
-  volatile float sink = 0;
-  float value = 0;
-  const double operations = multiply_add_loop_by_level.active()(static_cast<size_t>(rounds), &value);
-  sink = value;
-  static_cast<void>(sink);
-  return operations;
 }
