@@ -225,7 +225,7 @@ class ParitySpec:
 
 @dataclass(frozen=True)
 class LayerPrecision:
-    """One linear layer. error: its output's relative error in int8 on calibration inputs, 0 where none was measured."""
+    """One linear layer. error: its output's relative error in the precision asked for, 0 where none was measured."""
 
     precision: str
     error: float = 0.0
@@ -243,8 +243,9 @@ class LayerPrecision:
 class PrecisionSpec:
     """A component that was exported in another precision than fp32.
 
-    name: the precision asked for. layers: weight → what its layer computes in; int8 leaves the worst layers in bf16.
-    error: the component's outputs against eager PyTorch in float32, ‖a − b‖₂ / ‖b‖₂ rounded up to 1, 2 or 5 × 10ⁿ;
+    name: the precision asked for. layers: weight → what its layer computes in: where the bound asks for it, the worst ones
+        stay one above, in bf16 for int8, in fp32 for bf16.
+    error: of the component's outputs against eager PyTorch in float32, ‖a − b‖₂ / ‖b‖₂ rounded up to two digits;
     bound: the error allowed. measured_on: what the inputs were, "calibration prompts" or "random inputs".
     """
 

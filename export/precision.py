@@ -21,6 +21,7 @@ __all__ = ["BOUNDS", "choose_precision", "lower_component"]
 BOUNDS = {"bf16": 0.02, "int8": 0.04}
 """Precision → the relative error that a component's outputs may have."""
 
+_TENTHS = tuple(tenth / 10 for tenth in range(10, 100))
 _ABOVE = {"bf16": "fp32", "int8": "bf16"}
 
 
@@ -65,8 +66,8 @@ def choose_precision(
                 kept, (layers, error) = middle, found
             else:
                 too_few = middle
-    chosen = {name: LayerPrecision(layers[name], rounded_up(errors.get(name, 0.0))) for name in sorted(layers)}
-    return PrecisionSpec(precision, bound, rounded_up(error), measured_on, chosen)
+    chosen = {name: LayerPrecision(layers[name], rounded_up(errors.get(name, 0.0), _TENTHS)) for name in sorted(layers)}
+    return PrecisionSpec(precision, bound, rounded_up(error, _TENTHS), measured_on, chosen)
 
 
 def lower_component(
