@@ -61,12 +61,13 @@ def verify_artifact(
         layers = {} if spec.precision is None else {name: layer.precision for name, layer in spec.precision.layers.items()}
         parameters: Mapping[str, TensorLocation | Scaled] = _lifted(stored)
         if against is not None:
-            files = _weights(spec, against)
+            _same_config(artifact, spec, against)
+            files = _weights(artifact, spec, against)
             shapes = {name: place.shape for name, place in parameters.items()}
             locations = resolve_parameters(shapes, files, component.aliases or {})
             names = {(place.file, place.offset): name for name, place in files.tensors.items()}
             lowered = {names[locations[n].file, locations[n].offset]: p for n, p in layers.items() if p != "fp32"}
-            _same_source(artifact, spec, against, files, lowered)
+            _same_weights(artifact, spec, files, lowered)
             parameters = locations
         found[component.name] = verify_component(
             component, spec, artifact.root, parameters, layers=layers, whole_limit_bytes=whole_limit_bytes
@@ -88,12 +89,12 @@ def _recipe(artifact: Artifact) -> Recipe:
     return recipe_for(_Sealed(artifact), options)
 
 
-def _weights(spec: ComponentSpec, root: Path) -> WeightFiles:
-    """A component's weight files in its source `root`: an artifact keeps their folders and names. Raises ArtifactError."""
-    files = tuple(root / path for path in spec.weights)
+def _weights(artifact: Artifact, spec: ComponentSpec, source: Path) -> WeightFiles:
+    """A component's weight files in `source`: an artifact keeps their folders and names. Raises ArtifactError."""
+    files = tuple(source / path for path in spec.weights)
     for file in files:
         if not file.is_file():
-            raise ArtifactError(f"{file}: missing, the artifact was compiled from it; name the artifact's source")
+            raise ArtifactError(f"{file}: missing, the artifact was compiled from it; name the source of {artifact.root}")
     tensors = {
         name: TensorLocation(file, entry.dtype, entry.shape, entry.offset, entry.nbytes)
         for file in files
@@ -127,11 +128,8 @@ def _lifted(stored: Mapping[str, TensorLocation]) -> dict[str, TensorLocation | 
     }
 
 
-def _same_source(artifact: Artifact, spec: ComponentSpec, source: Path, files: WeightFiles, lowered: Mapping[str, str]) -> None:
-    """Raises ArtifactError naming the first file of `source` that is not what the artifact was compiled from.
-
-    lowered: stored name → the precision that the artifact has it in; such a file is written again, to nowhere, and compared.
-    """
+def _same_config(artifact: Artifact, spec: ComponentSpec, source: Path) -> None:
+    """Raises ArtifactError where the component's configuration in `source` is not what the artifact was compiled from."""
     config = DiffusersFolder.open(source).component(spec.name).config
     other = sorted(key for key in {*config, *spec.config} if config.get(key) != spec.config.get(key))
     if other:
@@ -139,6 +137,13 @@ def _same_source(artifact: Artifact, spec: ComponentSpec, source: Path, files: W
             f"{source / spec.name}: its configuration is not what the artifact was compiled from: {other[0]} is "
             f"{config.get(other[0])!r}, sealed {spec.config.get(other[0])!r}; name the source of {artifact.root}, or export again"
         )
+
+
+def _same_weights(artifact: Artifact, spec: ComponentSpec, files: WeightFiles, lowered: Mapping[str, str]) -> None:
+    """Raises ArtifactError naming the first of the source's files that the artifact was not compiled from.
+
+    lowered: stored name → the precision that the artifact has it in; such a file is written again, to nowhere, and compared.
+    """
     changed = lowered_weights(files, lowered)
     for path, file in zip(spec.weights, files.files, strict=True):
         digest = hashlib.sha256()
