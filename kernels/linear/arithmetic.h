@@ -36,14 +36,18 @@ struct Arithmetic {
   static constexpr bool kInt8 = precision == LinearPrecision::int8;
   static constexpr size_t kGroup = kFloat ? 1 : kInt8 ? (kHasDotInt8 ? 4 : 1) : (kHasDotBf16 ? 2 : 1);
   static constexpr bool kTiled = kHasTiles && !kFloat;
-  static constexpr bool kWholeSums = kGroup == 4;
+  // Whole numbers multiplied as floats: exact within a block, whose sums are therefore added up as whole numbers.
+  static constexpr bool kBlockSums = kInt8 && kGroup == 1;
+  static_assert(127 * 128 * kLinearBlock <= 1 << 24, "a float holds every whole number that a block's sum may be");
   // The instruction on vectors takes x as uint8: x + 128 is multiplied, and 128 · Σ weight taken from the sums.
-  static constexpr bool kOffset = kWholeSums && !kTiled;
+  static constexpr bool kOffset = kGroup == 4 && !kTiled;
   // An accumulator is two registers for each row: as many rows as there are registers, less what the operands need.
   static constexpr size_t kTileRows = kTiled ? 32 : kLanes == 16 ? 14 : 6;
   static constexpr LinearShape kShape = {kGroup, kTiled ? size_t{16} : size_t{1}, kTileRows,
                                          kLinearRows / kTileRows * kTileRows};
 };
+
+typedef int32_t WholeLanes __attribute__((vector_size(4 * kLanes)));
 
 inline size_t smaller(size_t a, size_t b) {
   return a < b ? a : b;

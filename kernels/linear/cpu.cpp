@@ -62,7 +62,8 @@ void span(const LinearProblem& problem, size_t first_row, size_t rows, size_t fi
   float* const x = scratch;
   float* const turned = x + kLinearRows * (kLinearBlock + kLinearLine);
   float* const sums = turned + kLinearTurned;
-  float* const scales = sums + kLinearRows * kLinearPanels * kPanel;
+  float* const block_sums = sums + kLinearRows * kLinearPanels * kPanel;
+  float* const scales = block_sums + kLinearRows * kPanel;
   float* const inverses = scales + kLinearRows;
   if constexpr (A::kInt8) {
     for (size_t i = 0; i < rows; ++i) {
@@ -93,12 +94,14 @@ void span(const LinearProblem& problem, size_t first_row, size_t rows, size_t fi
         const size_t skip = linear_cut(depth / kUnit, chunk, chunks) * kUnit;
         const size_t count = linear_cut(depth / kUnit, chunk + 1, chunks) * kUnit - skip;
         const float* const next = weight + count * kPanel;
-        const bool add = block + chunk > 0;
-        const bool last = block + 1 == blocks && chunk + 1 == chunks;
+        const bool add = A::kBlockSums ? chunk > 0 : block + chunk > 0;
+        const bool last_of_block = chunk + 1 == chunks;
+        const bool last = last_of_block && block + 1 == blocks;
         for (size_t tile = 0; tile < tiles.count; ++tile) {
           const size_t start = tiles.start(tile);
           const size_t tile_rows = tiles.rows_of(tile);
-          float* const tile_sums = panel_sums + start * kPanel;
+          float* const y_sums = panel_sums + start * kPanel;
+          float* const tile_sums = A::kBlockSums ? block_sums + start * kPanel : y_sums;
           const size_t row = first_row + start;
           if (last) fetch_tile(problem, row, tile_rows, first_panel + panel);
           if constexpr (A::kTiled) {
@@ -117,8 +120,9 @@ void span(const LinearProblem& problem, size_t first_row, size_t rows, size_t fi
             multiply_of<precision>(tile_rows)(x + start * depth + skip * tile_rows, weight, count, add, tile_sums,
                                               ahead);
           }
+          if (A::kBlockSums && last_of_block) add_whole(tile_sums, tile_rows * kPanel, block > 0, y_sums);
           if (last) {
-            finish_tile<precision>(problem, row, tile_rows, first_panel + panel, tile_sums, offsets, scales + start);
+            finish_tile<precision>(problem, row, tile_rows, first_panel + panel, y_sums, offsets, scales + start);
           }
         }
         weight = next;

@@ -68,10 +68,10 @@ constexpr size_t linear_packed(size_t out, size_t in, LinearPrecision precision,
 }
 
 constexpr size_t kLinearLine = 16;  // Words of a cache line.
-// Rows of x, rows on their way into their order, sums, and two floats of each row.
+// Rows of x, rows on their way into their order, sums of y and of a block of a panel, and two floats of each row.
 constexpr size_t kLinearTurned = 16 * kLinearBlock;
 constexpr size_t kLinearScratch =
-    kLinearRows * (kLinearBlock + kLinearLine) + kLinearTurned + kLinearRows * (kLinearPanels * kLinearPanel + 2);
+    kLinearRows * (kLinearBlock + kLinearLine) + kLinearTurned + kLinearRows * ((kLinearPanels + 1) * kLinearPanel + 2);
 
 enum class LinearEpilogue { none, gelu, gated_residual };
 

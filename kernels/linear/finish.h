@@ -6,8 +6,6 @@
 namespace vitrify::VITRIFY_LEVEL {
 namespace {
 
-typedef int32_t WholeLanes __attribute__((vector_size(4 * kLanes)));
-
 // x · Φ(x) in the tanh form, x · 1 / (1 + exp(-2u)) with u = √(2/π) (x + 0.044715 x³).
 inline Lanes gelu(Lanes x) {
   constexpr float kMinusTwoU = -2 * 0.7978845608028654F * 1.4426950408889634F;
@@ -32,10 +30,10 @@ inline void finish(LinearEpilogue epilogue, const float* sums, const Columns& co
   using A = Arithmetic<precision>;
   for (size_t i = 0; i < kLinearPanel; i += kLanes) {
     Lanes value = load(sums + i);
-    if constexpr (A::kWholeSums) {
+    if constexpr (A::kInt8) {
       value = __builtin_convertvector((WholeLanes)((BitLanes)value - (BitLanes)load(columns.offset + i)), Lanes);
+      value *= row_scale * load(columns.scale + i);
     }
-    if constexpr (A::kInt8) value *= row_scale * load(columns.scale + i);
     if (columns.bias != nullptr) value += load(columns.bias + i);
     if (epilogue == LinearEpilogue::gelu) value = gelu(value);
     if (epilogue == LinearEpilogue::gated_residual) {
@@ -85,6 +83,14 @@ void finish_tile(const LinearProblem& problem, size_t first_row, size_t rows, si
     copies.residual = widened(columns.residual, whole[3]);
     finish<precision>(problem.epilogue, sums + i * kLinearPanel, copies, row_scale, whole[4]);
     copy(whole[4], count, problem.y + at);
+  }
+}
+
+// sums = (add ? sums : 0) + block, from floats to whole numbers.
+inline void add_whole(const float* block, size_t count, bool add, float* sums) {
+  for (size_t i = 0; i < count; i += kLanes) {
+    const WholeLanes value = __builtin_convertvector(load(block + i), WholeLanes);
+    store(sums + i, (Lanes)(add ? value + (WholeLanes)load(sums + i) : value));
   }
 }
 
