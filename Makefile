@@ -48,6 +48,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt scikit-build-core cmake ninja
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --no-build-isolation \
 	  --config-settings=build-dir=$(NATIVE_BUILD) --editable '.[cpu,export,dev]'
+	@# It puts this folder's parent on sys.path too, where any neighbour (a clone of triton) would pass for a package.
+	@sed -i '\#^$(abspath ..)$$#d' $(VENV)/lib/python3*/site-packages/_editable_skbc_vitrify.pth
 	@touch $@
 
 native: $(LIBRARY)

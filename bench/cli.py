@@ -1,4 +1,4 @@
-"""`vitrify bench`: run (peers in turns), compare, report; export (the compiler), startup (the first image); caches (a study)."""
+"""`vitrify bench`: run (peers in turns), compare, report; export, startup, ops (ours alone); caches (a study)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from vitrify.bench.cases import CASES
 from vitrify.bench.compare import Margins
 from vitrify.bench.export_growth import GROWTH_CASES
 from vitrify.bench.jobs import available_cpus
+from vitrify.bench.op_cases import OP_CASES
 from vitrify.bench.peers.registry import OURS, PEERS
 from vitrify.engine.errors import ParityError, VitrifyError
 
@@ -235,6 +236,28 @@ def startup(cases: tuple[str, ...], threads: int | None, json_file: Path | None,
     _print([startup_table(found)])
     if json_file is not None:
         write_json(json_file, document("startup", this_machine(), [one.to_json() for one in found]))
+
+
+@bench.command()
+@click.option(
+    "--case", "cases", type=click.Choice([one.name for one in OP_CASES]), multiple=True, help="Default: all; may be repeated."
+)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Each round visits everybody twice.")
+@click.option("--level", help="Instruction set of our kernels; default: the best of this machine.")
+@_threads
+@_json
+def ops(cases: tuple[str, ...], rounds: int, level: str | None, threads: int | None, json_file: Path | None) -> None:
+    """Time each op's native kernel against ONNX Runtime's own ops and against the machine's peak."""
+    from vitrify.bench.document import document, write_json
+    from vitrify.bench.machine import this_machine
+    from vitrify.bench.ops import measure_ops
+    from vitrify.bench.report import ops_table
+
+    names = cases or tuple(one.name for one in OP_CASES)
+    found = measure_ops(names, rounds=rounds, threads=threads or available_cpus(), level=level)
+    _print([ops_table(found)])
+    if json_file is not None:
+        write_json(json_file, document("ops", this_machine(), [one.to_json() for one in found]))
 
 
 @bench.command()

@@ -10,9 +10,10 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["UNITS", "main", "register_peaks"]
+__all__ = ["UNITS", "main", "peak_meter", "register_peaks"]
 
 UNITS = {
     "avx2": "float32, AVX2",
@@ -29,8 +30,11 @@ _SECONDS = 0.1
 _REPEATS = 5
 
 
-def register_peaks(threads: int, seconds: float = _SECONDS) -> dict[str, float]:
-    """Unit in words → operations per second of all threads, the best of five runs of `seconds`; absent units are left out."""
+def peak_meter() -> Callable[[str, int, float], float]:
+    """A function of a unit's name, threads and seconds: operations per second of all threads, 0 where the unit is absent.
+
+    Needs a C++ compiler.
+    """
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "peaks.so"
         command = ["c++", "-O2", "-std=c++17", "-shared", "-fPIC", "-pthread", str(_SOURCE), "-o", str(library)]
@@ -38,7 +42,13 @@ def register_peaks(threads: int, seconds: float = _SECONDS) -> dict[str, float]:
         measure = ctypes.CDLL(str(library)).vitrify_register_peak
     measure.restype = ctypes.c_double
     measure.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_double]
-    found = {words: max(measure(name.encode(), threads, seconds) for _ in range(_REPEATS)) for name, words in UNITS.items()}
+    return lambda unit, threads, seconds: float(measure(unit.encode(), threads, seconds))
+
+
+def register_peaks(threads: int, seconds: float = _SECONDS) -> dict[str, float]:
+    """Unit in words → operations per second of all threads, the best of five runs of `seconds`; absent units are left out."""
+    measure = peak_meter()
+    found = {words: max(measure(name, threads, seconds) for _ in range(_REPEATS)) for name, words in UNITS.items()}
     return {words: peak for words, peak in found.items() if peak > 0}
 
 

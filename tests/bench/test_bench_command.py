@@ -21,7 +21,14 @@ SAMPLE = str(ROOT / "examples" / "emoji_flux")
 
 @pytest.mark.parametrize(
     ("command", "option"),
-    [("run", "--threads"), ("export", "--json"), ("startup", "--json"), ("compare", "--margin"), ("report", "--html")],
+    [
+        ("run", "--threads"),
+        ("export", "--json"),
+        ("startup", "--json"),
+        ("ops", "--level"),
+        ("compare", "--margin"),
+        ("report", "--html"),
+    ],
 )
 def test_every_command_explains_itself(command: str, option: str) -> None:
     result = CliRunner().invoke(bench, [command, "--help"])
