@@ -117,10 +117,11 @@ void multiply_tiles(const float* x, size_t stride, const float* panel, size_t de
     _tile_zero(3);
   }
   const size_t steps = depth / 16;
+  const size_t each = steps == 0 ? 0 : (lines + steps - 1) / steps;  // Divided once: a step is 64 cycles.
   for (size_t i = 0; i < steps; ++i) {
     const float* const weight = panel + i * 16 * kLinearPanel;
-    for (size_t line = lines * i / steps; line < lines * (i + 1) / steps; ++line)
-      __builtin_prefetch(ahead + line * kLinearLine, 0, 2);
+    for (size_t line = 0; line < each; ++line, ahead += kLinearLine)
+      __builtin_prefetch(ahead, 0, 2);
     _tile_loadd(6, weight, kRow);
     _tile_loadd(4, x + i * 16, stride * sizeof(float));
     _tile_loadd(7, weight + 16, kRow);
