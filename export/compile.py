@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from vitrify.engine.artifact import ArtifactWriter, Manifest, SchedulerSpec, TokenizerSpec
+from vitrify.engine.denoiser import SEGMENTS
 from vitrify.engine.errors import CompileError, SpecError
 from vitrify.engine.scheduler_config import check_flow_match_euler
 from vitrify.engine.specs import ComponentSpec, Dim
@@ -21,6 +22,7 @@ from vitrify.export.passes import run_passes
 from vitrify.export.passes.external import tie_parameters
 from vitrify.export.recipe import ComponentRecipe, Recipe
 from vitrify.export.source import DiffusersFolder, TensorLocation
+from vitrify.export.step_graphs import StepGraph, op_versions, step_graphs
 from vitrify.export.tokenizers import serialised_tokenizer
 from vitrify.export.trace import trace
 from vitrify.export.verify import WHOLE_LIMIT_BYTES, verify_component
@@ -86,10 +88,13 @@ def compile_pipeline(
                 )
                 spec = replace(spec, parity=parity)
             components[name] = spec
+        steps = _step_graphs(components)
+        for graph in steps.values():
+            writer.write_bytes(graph.spec.path, graph.model)
         for document in folder.documents():
             writer.copy_file(f"source/{document.name}", document)
         progress("artifact", "seal")
-        return writer.commit(_manifest(recipe, components, scheduler, tokenizers))
+        return writer.commit(_manifest(recipe, components, steps, scheduler, tokenizers))
 
 
 def plan_pipeline(source: Path, options: ExportOptions | None = None, *, progress: Progress = lambda _c, _p: None) -> Manifest:
@@ -101,7 +106,7 @@ def plan_pipeline(source: Path, options: ExportOptions | None = None, *, progres
     for component in recipe.components:
         compiled = _traced(component, progress)
         components[component.name] = component_spec(component, compiled.models, compiled.parameters, {}, ())
-    return _manifest(recipe, components, scheduler, {})
+    return _manifest(recipe, components, _step_graphs(components), scheduler, {})
 
 
 def _recipe(folder: DiffusersFolder, options: ExportOptions) -> tuple[Recipe, SchedulerSpec]:
@@ -148,8 +153,18 @@ def _write_graphs(
         writer.write_bytes(spec.graphs[name].path, ir.to_proto(model).SerializeToString(deterministic=True))
 
 
+def _step_graphs(components: Mapping[str, ComponentSpec]) -> dict[str, StepGraph]:
+    """Of every denoiser, by name."""
+    denoisers = [component for component in components.values() if tuple(component.graphs) == SEGMENTS]
+    return {name: graph for denoiser in denoisers for name, graph in step_graphs(denoiser).items()}
+
+
 def _manifest(
-    recipe: Recipe, components: Mapping[str, ComponentSpec], scheduler: SchedulerSpec, tokenizers: Mapping[str, TokenizerSpec]
+    recipe: Recipe,
+    components: Mapping[str, ComponentSpec],
+    steps: Mapping[str, StepGraph],
+    scheduler: SchedulerSpec,
+    tokenizers: Mapping[str, TokenizerSpec],
 ) -> Manifest:
     return Manifest(
         family=recipe.family,
@@ -157,8 +172,8 @@ def _manifest(
         target="cpu",
         components=components,
         dims=recipe.dims,
-        step_graphs={},
-        ops={},
+        step_graphs={name: graph.spec for name, graph in steps.items()},
+        ops=op_versions(steps),
         scheduler=scheduler,
         tokenizers=tokenizers,
         defaults=recipe.defaults,
