@@ -11,29 +11,50 @@ import pytest
 from click.testing import CliRunner
 
 from vitrify.bench.cli import bench
-from vitrify.bench.report import read_run
+from vitrify.bench.document import read_document
 from vitrify.engine.errors import BackendError
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = str(ROOT / "examples" / "emoji_flux")
 
 
-@pytest.mark.parametrize("command", ["run", "export", "startup"])
-def test_every_command_explains_itself(command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("run", "--threads"), ("export", "--json"), ("startup", "--json"), ("compare", "--margin"), ("report", "--html")],
+)
+def test_every_command_explains_itself(command: str, option: str) -> None:
     result = CliRunner().invoke(bench, [command, "--help"])
     assert result.exit_code == 0
-    assert "--json" in result.output
-    assert "--threads" in result.output
+    assert option in result.output
 
 
 @pytest.mark.parametrize(
     ("arguments", "known"),
-    [(["run", "--case", "x"], "flux-146m"), (["run", "--peer", "x"], "plain-ort"), (["export", "--case", "x"], "wide-whole")],
+    [
+        (["run", "--case", "x"], "flux-146m"),
+        (["run", "--peer", "x"], "plain-ort"),
+        (["startup", "--case", "x"], "flux-146m"),
+        (["export", "--case", "x"], "wide-whole"),
+    ],
 )
 def test_unknown_names_are_refused_with_the_known_ones(arguments: list[str], known: str) -> None:
     result = CliRunner().invoke(bench, arguments)
     assert result.exit_code == 2
     assert known in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--artifact", SAMPLE], "--source"),
+        (["--artifact", SAMPLE, "--source", SAMPLE, "--case", "sample"], "--case"),
+        (["--prompt", "red apple"], "--artifact"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(bench, ["run", *arguments])
+    assert result.exit_code == 2
+    assert said in result.output
 
 
 def test_another_folder_than_the_sample_is_refused_by_name(tmp_path: Path) -> None:
@@ -57,7 +78,7 @@ def test_a_run_on_the_sample(tmp_path: Path) -> None:
         bench, [*arguments, "--cache", str(tmp_path / "cache"), "--json", str(out)], catch_exceptions=False
     )
     assert result.exit_code == 0
-    run = read_run(out)
+    run = read_document(out).run
     assert run.limits.keys() == {"float32", "bfloat16"}
     (case,) = run.cases
     assert set(case.checks) == set(case.peers) == {"vitrify", "plain-ort", "eager-fp32", "eager-bf16"}
