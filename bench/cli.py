@@ -1,4 +1,4 @@
-"""`vitrify bench`: run (peers in turns), compare, report; export (the compiler's growth), startup (to the first image)."""
+"""`vitrify bench`: run (peers in turns), compare, report; export, startup, ops (ours alone); caches (a study)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from vitrify.bench.cases import CASES
 from vitrify.bench.compare import Margins
 from vitrify.bench.export_growth import GROWTH_CASES
 from vitrify.bench.jobs import available_cpus
+from vitrify.bench.op_cases import OP_CASES
 from vitrify.bench.peers.registry import OURS, PEERS
 from vitrify.engine.errors import ParityError, VitrifyError
 
@@ -235,6 +236,62 @@ def startup(cases: tuple[str, ...], threads: int | None, json_file: Path | None,
     _print([startup_table(found)])
     if json_file is not None:
         write_json(json_file, document("startup", this_machine(), [one.to_json() for one in found]))
+
+
+@bench.command()
+@click.option(
+    "--case", "cases", type=click.Choice([one.name for one in OP_CASES]), multiple=True, help="Default: all; may be repeated."
+)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Each round visits everybody twice.")
+@click.option("--level", help="Instruction set of our kernels; default: the best of this machine.")
+@_threads
+@_json
+def ops(cases: tuple[str, ...], rounds: int, level: str | None, threads: int | None, json_file: Path | None) -> None:
+    """Time each op's native kernel against ONNX Runtime's own ops and against the machine's peak."""
+    from vitrify.bench.document import document, write_json
+    from vitrify.bench.machine import this_machine
+    from vitrify.bench.ops import measure_ops
+    from vitrify.bench.report import ops_table
+
+    names = cases or tuple(one.name for one in OP_CASES)
+    found = measure_ops(names, rounds=rounds, threads=threads or available_cpus(), level=level)
+    _print([ops_table(found)])
+    if json_file is not None:
+        write_json(json_file, document("ops", this_machine(), [one.to_json() for one in found]))
+
+
+@bench.command()
+@click.argument("artifact", type=_PATH)
+@click.option(
+    "--names", type=_PATH, default=Path("examples/emoji_flux/names.txt"), show_default=True, help="What the sample knows."
+)
+@click.option("--out", type=_PATH, default=Path("docs/caching"), show_default=True, help="Where figures and pictures go.")
+@click.option("--stage", type=click.Choice(["draw", "time", "report"]), help="Up to this one alone; all three if not given.")
+@_cache
+def caches(artifact: Path, names: Path, out: Path, stage: str | None, cache: Path) -> None:
+    """Study step caches on the sample's ARTIFACT: quality and time of each setting, beside fewer plain steps.
+
+    Takes a quarter of an hour; broken off, it goes on where it was. The stage `time` wants the machine for itself.
+    """
+    from vitrify.bench.cache_plots import grid, plot, table
+    from vitrify.bench.cache_study import STEPS, Study
+    from vitrify.bench.document import write_json
+
+    known = [line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
+    study = Study(artifact, known, cache / "caches", _report)
+    study.draw()
+    if stage == "draw":
+        return
+    study.time()
+    if stage == "time":
+        return
+    document = study.document()
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "study.json", document)
+    for steps in STEPS:
+        plot(document["rows"], steps, out / f"quality-{steps}.png")
+    grid(*study.pictures(), out / "pictures.png")
+    (out / "figures.md").write_text(table(document), encoding="utf-8")
 
 
 def _report(text: str) -> None:

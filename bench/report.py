@@ -9,11 +9,12 @@ from rich.table import Table
 from vitrify.bench.compare import Verdict
 from vitrify.bench.export_growth import Growth
 from vitrify.bench.measure import Summary
+from vitrify.bench.ops import OpResult
 from vitrify.bench.peers.registry import OURS
 from vitrify.bench.results import CaseResult, LoopResult
 from vitrify.bench.startup import Startup
 
-__all__ = ["case_tables", "growth_table", "limit_text", "startup_table", "verdict_table"]
+__all__ = ["case_tables", "growth_table", "limit_text", "ops_table", "startup_table", "verdict_table"]
 
 _MIB = 2**20
 
@@ -163,6 +164,28 @@ def startup_table(found: Iterable[Startup]) -> Table:
         table.add_row(label, *(f"{getattr(one, name) / _MIB:.0f} MiB" for one in columns))
     table.add_row("sessions alone / weights", *(f"{one.opened_over_weights:.2f}" for one in columns))
     table.add_row("all after an image / weights", *(f"{one.drawn_over_weights:.2f}" for one in columns))
+    return table
+
+
+def ops_table(found: Iterable[OpResult]) -> Table:
+    """Ops, one case a row."""
+    results = list(found)
+    table = Table(
+        title="Our kernels beside ONNX Runtime's own ops",
+        caption="Medians of rounds, 95 % bootstrap interval. Peak: the unit on registers alone, in the same rounds.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("case", no_wrap=True)
+    table.add_column("op", no_wrap=True)
+    for heading in ("error", "ms", "interval", "GFLOP/s", "of peak", "ours / ORT", "interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one in results:
+        speed = one.flops / one.ours.median
+        share = f"{speed / one.peak_flops:.1%}" if one.peak_flops else ""
+        reached = (f"{speed / 1e9:.0f}", share) if one.flops else ("", "")
+        ratio = (f"{one.ratio.median:.3f}", _interval(one.ratio, 1, 3))
+        table.add_row(one.name, one.op, f"{one.error:.0e}", *_time(one.ours), *reached, *ratio)
     return table
 
 

@@ -17,11 +17,15 @@ DOMAIN = "vitrify"
 
 @dataclass(frozen=True)
 class Attribute:
-    """A constant of a node: an int, a float, a string or a list of ints; `default` None means that it must be given."""
+    """A constant of a node, `int` or `float`; `default` None means that it must be given."""
 
     name: str
-    default: int | float | str | tuple[int, ...] | None
+    kind: type[int] | type[float]
+    default: int | float | None
     meaning: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.kind.__name__}" + ("" if self.default is None else f" = {self.default:g}")
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,12 @@ class OpContract:
     """One op of the domain `vitrify`.
 
     version: raised when the meaning changes; artifacts name it, and a library must offer the same one.
-    inputs, outputs: all required, dense, in order; equal dimension names mean equal sizes.
+    inputs, outputs: all required, dense, in order; equal dimension names mean equal sizes, and a dimension may be a sum of
+        named ones, `"in_0 + in_1"`, each of which stands alone elsewhere. On CPU activations are float32.
     tolerances: dtype of the activations → relative error ‖a − b‖₂ / ‖b‖₂ against a float64 reference
         that every output of every kernel must keep; no element is off by more than 20 × that × rms(b).
     awkward: dimension → sizes that tests try, odd ones on purpose.
+    dtypes: input → every dtype that it may have, the one in `inputs` first; for weights, which keep the dtype of the checkpoint.
     """
 
     name: str
@@ -43,23 +49,40 @@ class OpContract:
     tolerances: Mapping[DType, float]
     awkward: Mapping[str, tuple[int, ...]]
     attributes: tuple[Attribute, ...] = field(default=())
+    dtypes: Mapping[str, tuple[DType, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = {dim for tensor in self.inputs for dim in tensor.shape if isinstance(dim, str)}
-        for tensor in self.outputs:
-            unknown = [dim for dim in tensor.shape if isinstance(dim, str) and dim not in known]
-            if unknown:
-                raise SpecError(
-                    f"op {self.name}: output {tensor.name!r} has dims {unknown}, which no input has; inputs have {sorted(known)}"
-                )
+        named = [dim for tensor in self.inputs for dim in tensor.shape if isinstance(dim, str)]
+        known = {dim for dim in named if " + " not in dim}
+        for side, tensors in (("input", self.inputs), ("output", self.outputs)):
+            for tensor in tensors:
+                terms = {term for dim in tensor.shape if isinstance(dim, str) for term in dim.split(" + ")}
+                if terms - known:
+                    raise SpecError(
+                        f"op {self.name}: {side} {tensor.name!r} has dims {sorted(terms - known)}, "
+                        f"which no input has; inputs have {sorted(known)}"
+                    )
         if set(self.awkward) != known:
             raise SpecError(f"op {self.name}: awkward names dims {sorted(self.awkward)}, expected {sorted(known)}")
+        first = {tensor.name: tensor.dtype for tensor in self.inputs}
+        for name, dtypes in self.dtypes.items():
+            if dtypes[:1] != (first.get(name),):
+                raise SpecError(f"op {self.name}: dtypes names {name!r}, which must be an input, with its own dtype first")
 
     @property
     def signature(self) -> str:
-        """`(x: float32[rows, width]) -> (y: float32[rows, width])`, as the native library describes itself."""
+        """`{axis: int} (x: float32[rows, width]) -> (y: float32[rows, width])`, as the native library describes itself.
+
+        The braces hold the attributes, `name: kind = default`, and are left out where there are none.
+        An input of several dtypes reads `weight: float32|bfloat16[out, in]`.
+        """
+
+        def one(tensor: TensorSpec) -> str:
+            dtypes = self.dtypes.get(tensor.name, (tensor.dtype,))
+            return f"{tensor.name}: {'|'.join(dtype.value for dtype in dtypes)}[{', '.join(map(str, tensor.shape))}]"
 
         def side(tensors: tuple[TensorSpec, ...]) -> str:
-            return ", ".join(f"{tensor.name}: {tensor}" for tensor in tensors)
+            return ", ".join(map(one, tensors))
 
-        return f"({side(self.inputs)}) -> ({side(self.outputs)})"
+        attributes = f"{{{', '.join(map(str, self.attributes))}}} " if self.attributes else ""
+        return f"{attributes}({side(self.inputs)}) -> ({side(self.outputs)})"

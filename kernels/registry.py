@@ -7,18 +7,22 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from vitrify.engine.errors import SpecError
+from vitrify.kernels.linear import contract as linear
 from vitrify.kernels.op import OpContract
-from vitrify.kernels.residual_diff.contract import RESIDUAL_DIFF
+from vitrify.kernels.residual_diff import contract as residual_diff
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["contract", "contracts", "function", "reference"]
+__all__ = ["contract", "contracts", "folder", "function", "reference"]
 
-# One row per op: its contract and the folder that holds the rest.
-_OPS: dict[str, tuple[OpContract, str]] = {
-    RESIDUAL_DIFF.name: (RESIDUAL_DIFF, "residual_diff"),
+# One row per folder: the ops in its contract.
+_FOLDERS: dict[str, tuple[OpContract, ...]] = {
+    "linear": linear.CONTRACTS,
+    "residual_diff": residual_diff.CONTRACTS,
 }
+
+_OPS = {op.name: (op, name) for name, ops in _FOLDERS.items() for op in ops}
 
 
 def contracts() -> tuple[OpContract, ...]:
@@ -31,12 +35,19 @@ def contract(name: str) -> OpContract:
     return _row(name)[0]
 
 
-def reference(name: str) -> Callable[..., Any]:
-    """The float32 PyTorch function that says what the op computes: inputs in the contract's order → a tuple of outputs.
+def folder(name: str) -> str:
+    """The folder of `kernels/` that holds the op. Raises SpecError listing the names known."""
+    return _row(name)[1]
 
+
+def reference(name: str) -> Callable[..., Any]:
+    """The PyTorch function that says what the op computes.
+
+    Takes the inputs in the contract's order and the attributes by name, gives a tuple of outputs.
+    It computes in the dtype of the activations that it is given, float32 or float64.
     Needs torch. Raises SpecError for an unknown name.
     """
-    return cast("Callable[..., Any]", _module(name, "reference").reference)
+    return cast("Callable[..., Any]", _module(name, "reference").REFERENCES[name])
 
 
 def function(name: str, opset: int) -> onnx.FunctionProto:
@@ -45,7 +56,7 @@ def function(name: str, opset: int) -> onnx.FunctionProto:
     The body names no file, line or time. Needs onnx and onnxscript. Raises SpecError for an unknown name, or for an opset
     older than the one the body is written in.
     """
-    body = _module(name, "body").body
+    body = _module(name, "body").BODIES[name]
     proto: onnx.FunctionProto = body.to_function_proto()
     for imported in proto.opset_import:
         if imported.domain == "":
@@ -67,4 +78,4 @@ def _row(name: str) -> tuple[OpContract, str]:
 
 
 def _module(name: str, part: str) -> Any:
-    return importlib.import_module(f"vitrify.kernels.{_row(name)[1]}.{part}")
+    return importlib.import_module(f"vitrify.kernels.{folder(name)}.{part}")

@@ -6,7 +6,7 @@
 from onnxscript import opset18 as op
 from onnxscript import script, values
 
-__all__ = ["body"]
+__all__ = ["BODIES"]
 
 
 @script(values.Opset("vitrify", 1), default_opset=op)
@@ -20,4 +20,4 @@ def ResidualDiff(h1, h0, r_ref):  # noqa: N802
     return r, sums
 
 
-body = ResidualDiff
+BODIES = {"ResidualDiff": ResidualDiff}

@@ -4,7 +4,7 @@ from vitrify.engine.dtypes import DType
 from vitrify.engine.specs import TensorSpec
 from vitrify.kernels.op import OpContract
 
-__all__ = ["RESIDUAL_DIFF"]
+__all__ = ["CONTRACTS", "RESIDUAL_DIFF"]
 
 _HIDDEN = ("batch", "tokens", "width")
 
@@ -24,3 +24,5 @@ RESIDUAL_DIFF = OpContract(
     tolerances={DType.FLOAT32: 5e-6},
     awkward={"batch": (1, 3), "tokens": (1, 63, 123, 1025), "width": (1, 31, 192, 3072)},
 )
+
+CONTRACTS = (RESIDUAL_DIFF,)

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from vitrify.bench.cli import bench
 from vitrify.bench.document import read_document
+from vitrify.bench.peers.registry import PEERS, absence
 from vitrify.engine.errors import BackendError
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +21,14 @@ SAMPLE = str(ROOT / "examples" / "emoji_flux")
 
 @pytest.mark.parametrize(
     ("command", "option"),
-    [("run", "--threads"), ("export", "--json"), ("startup", "--json"), ("compare", "--margin"), ("report", "--html")],
+    [
+        ("run", "--threads"),
+        ("export", "--json"),
+        ("startup", "--json"),
+        ("ops", "--level"),
+        ("compare", "--margin"),
+        ("report", "--html"),
+    ],
 )
 def test_every_command_explains_itself(command: str, option: str) -> None:
     result = CliRunner().invoke(bench, [command, "--help"])
@@ -72,16 +80,35 @@ def test_listing_commands_imports_no_peer() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_on_the_sample(tmp_path: Path) -> None:
-    out = tmp_path / "run.json"
-    arguments = ["run", "--case", "sample", "--rounds", "1", "--runs", "1", "--sample", SAMPLE]
+    out, page = tmp_path / "run.json", tmp_path / "run.html"
+    arguments = [
+        "run",
+        "--case",
+        "sample",
+        "--rounds",
+        "2",
+        "--most",
+        "2",
+        "--runs",
+        "1",
+        "--sample",
+        SAMPLE,
+        "--html",
+        str(page),
+    ]
     result = CliRunner().invoke(
         bench, [*arguments, "--cache", str(tmp_path / "cache"), "--json", str(out)], catch_exceptions=False
     )
     assert result.exit_code == 0
     run = read_document(out).run
-    assert run.limits.keys() == {"float32", "bfloat16"}
+    assert run.limits.keys() >= {"matrix product, float32", "matrix product, bfloat16"}
+    assert any(name.startswith("registers, float32") for name in run.limits)
     (case,) = run.cases
-    assert set(case.checks) == set(case.peers) == {"vitrify", "plain-ort", "eager-fp32", "eager-bf16"}
+    known = {name for name, spec in PEERS["step"].items() if absence(spec) is None}
+    assert set(case.checks) == known
+    assert case.peers.keys() >= {"vitrify", "plain-ort", "eager-fp32", "eager-bf16"}
+    assert case.counts["vitrify"]["engine calls, transformer/rest"] == 1
+    assert "<svg" in page.read_text()
     assert case.checks["vitrify"].relative < 1e-5
     assert set(case.peers["vitrify"].parts) == {
         "condition, per step",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import onnx
 import onnxruntime
 from onnx import helper
 
 from vitrify.engine import native_library
+from vitrify.engine.dtypes import DType
 from vitrify.engine.ort import OrtCpuBackend
 from vitrify.engine.specs import TensorSpec
 from vitrify.kernels import registry
@@ -17,14 +21,31 @@ __all__ = ["OPSET", "one_op_model", "session"]
 OPSET = 23
 
 
-def one_op_model(name: str, *, marked: bool = False, with_body: bool = True) -> onnx.ModelProto:
-    """A graph of that node alone. `marked` adds 1000 to the body's first output: whoever returns it has run the body."""
+def one_op_model(
+    name: str,
+    *,
+    attributes: Mapping[str, int | float] | None = None,
+    constants: Mapping[str, np.ndarray] | None = None,
+    dtypes: Mapping[str, DType] | None = None,
+    marked: bool = False,
+    with_body: bool = True,
+) -> onnx.ModelProto:
+    """A graph of that node alone.
+
+    attributes: what the node says; one that must be given and is not is 1. constants: inputs that are initializers, with
+    their own dtype. dtypes: inputs that have another dtype than the contract's first.
+    `marked` adds 1000 to the body's first output: whoever returns it has run the body.
+    """
     contract = registry.contract(name)
+    said = {a.name: a.kind(1) for a in contract.attributes if a.default is None} | dict(attributes or {})
+    inputs, outputs = [t.name for t in contract.inputs], [t.name for t in contract.outputs]
+    constants = constants or {}
     graph = helper.make_graph(
-        [helper.make_node(name, [t.name for t in contract.inputs], [t.name for t in contract.outputs], domain=DOMAIN)],
+        [helper.make_node(name, inputs, outputs, domain=DOMAIN, **said)],
         "one_op",
-        [_value(t) for t in contract.inputs],
-        [_value(t) for t in contract.outputs],
+        [_value(t, (dtypes or {}).get(t.name, t.dtype)) for t in contract.inputs if t.name not in constants],
+        [_value(t, t.dtype) for t in contract.outputs],
+        [_initializer(key, array) for key, array in constants.items()],
     )
     imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, contract.version)]
     functions = []
@@ -46,8 +67,13 @@ def session(model: bytes, *, library: bool) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _value(tensor: TensorSpec) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(tensor.name, tensor.dtype.onnx, list(tensor.shape))
+def _value(tensor: TensorSpec, dtype: DType) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(tensor.name, dtype.onnx, list(tensor.shape))
+
+
+def _initializer(name: str, array: np.ndarray) -> onnx.TensorProto:
+    dtype = DType.from_numpy(array.dtype)
+    return helper.make_tensor(name, dtype.onnx, array.shape, array.tobytes(), raw=True)
 
 
 def _mark(body: onnx.FunctionProto) -> onnx.FunctionProto:

@@ -34,6 +34,9 @@ def test_the_body_has_the_contracts_names(name: str) -> None:
     assert (body.domain, body.name) == ("vitrify", name)
     assert list(body.input) == [tensor.name for tensor in contract.inputs]
     assert list(body.output) == [tensor.name for tensor in contract.outputs]
+    assert list(body.attribute) == [a.name for a in contract.attributes if a.default is None]
+    defaults = {a.name: a.kind(a.default) for a in contract.attributes if a.default is not None}
+    assert {a.name: onnx.helper.get_attribute_value(a) for a in body.attribute_proto} == pytest.approx(defaults)
     assert {node.domain for node in body.node} == {""}
 
 
@@ -42,11 +45,11 @@ def test_a_model_with_the_body_passes_the_checker(name: str) -> None:
     onnx.checker.check_model(one_op_model(name), full_check=True)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_body_is_the_same_in_every_process(name: str) -> None:
+def test_the_bodies_are_the_same_in_every_process() -> None:
     program = (
-        "import hashlib; from vitrify.kernels import registry;"
-        f"print(hashlib.sha256(registry.function({name!r}, 23).SerializeToString(deterministic=True)).hexdigest())"
+        "import hashlib; from vitrify.kernels import registry\n"
+        "for op in registry.contracts():\n"
+        "    print(op.name, hashlib.sha256(registry.function(op.name, 23).SerializeToString(deterministic=True)).hexdigest())"
     )
     runs = {
         subprocess.run(
@@ -55,6 +58,7 @@ def test_the_body_is_the_same_in_every_process(name: str) -> None:
         for seed in ("1", "2")
     }
     assert len(runs) == 1
+    assert len(runs.pop().splitlines()) == len(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -84,6 +88,21 @@ def test_a_contract_cannot_invent_a_dimension() -> None:
     contract = registry.contract("ResidualDiff")
     with pytest.raises(SpecError, match=r"output 'y' has dims \['heads'\], which no input has"):
         dataclasses.replace(contract, outputs=(TensorSpec("y", DType.FLOAT32, ("batch", "heads")),))
+
+
+def test_a_sum_of_dimensions_has_terms_that_stand_alone() -> None:
+    contract = registry.contract("Linear2GatedResidual")
+    assert "weight: float32|bfloat16|float16[out, in_0 + in_1]" in contract.signature
+    without = tuple(tensor for tensor in contract.inputs if tensor.name != "x_1")
+    with pytest.raises(SpecError, match=r"input 'weight' has dims \['in_1'\], which no input has"):
+        dataclasses.replace(contract, inputs=without)
+
+
+def test_further_dtypes_are_those_of_an_input() -> None:
+    contract = registry.contract("Linear")
+    for dtypes in ({"y": (DType.FLOAT32,)}, {"weight": (DType.BFLOAT16,)}):
+        with pytest.raises(SpecError, match="with its own dtype first"):
+            dataclasses.replace(contract, dtypes=dtypes)
 
 
 def test_a_contract_names_sizes_to_test_for_every_dimension() -> None:
