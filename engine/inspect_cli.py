@@ -143,9 +143,10 @@ def inspect(
     """Print what ARTIFACT holds: components, segments, dimensions, parity, ops, defaults, provenance, sizes."""
     if cache is None and (cache_predict, height, width, batch) != (None,) * 4:
         raise RequestError("--cache-predict, --height, --width and --batch say what --cache is asked for; name a cache")
-    policy = None if cache is None else named_cache(cache, cache_predict)
     opened = Artifact.open(artifact)
-    cached = None if policy is None else _cache_at(opened.manifest, policy, height, width, batch)
+    cached = None
+    if cache is not None:
+        cached = _cache_at(opened.manifest, named_cache(cache, cache_predict, artifact=opened), height, width, batch)
     if as_json:
         data = {"id": opened.id, "manifest": opened.manifest.to_json(), **summarize(opened.manifest)}
         data |= {} if cached is None else {"cache": cached.to_json()}
