@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import threading
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from tests.compare import assert_close
 from vitrify.engine.cache_memory import cache_memory
 from vitrify.engine.cache_policy import Always, Cache, FirstBlock, Guards, Hold, Interval, Magnitude, Mask, Taylor
 from vitrify.engine.inspect_cli import inspect
+from vitrify.engine.memory import release_free_memory, resident_bytes
 from vitrify.runtime import PixelGenerationContext, load
 
 if TYPE_CHECKING:
@@ -216,6 +219,43 @@ def test_a_skipped_step_allocates_nothing(sample: Case, monkeypatch: pytest.Monk
                 tracemalloc.stop()
     assert len(most) > 12
     assert max(most) < TOKENS * CHANNELS * FLOAT
+
+
+@pytest.mark.slow
+def test_no_growth_over_a_thousand_requests(sample: Case) -> None:
+    """Of the whole process, engine and probe included: 1 KiB a request would show."""
+    caches = [Cache(NEVER, Taylor(2)), Cache(MASK, Taylor(1, "output")), Cache(FirstBlock(0.1), Hold("output")), None]
+
+    def some(count: int) -> int:
+        for number in range(count):
+            draw(sample, caches[number % len(caches)])
+        gc.collect()
+        release_free_memory()
+        return resident_bytes()["anonymous"]
+
+    before = some(200)
+    assert some(1000) - before < 2**20
+
+
+def test_requests_in_two_threads_share_nothing(sample: Case) -> None:
+    """To the bit what each draws alone, over one pipeline."""
+    caches = [Cache(FirstBlock(0.1), Taylor(1)), Cache(MASK, Taylor(2))]
+    prompts = ["red apple", "blue fish"]
+    expected = [draw(sample, cache, prompt).images for cache, prompt in zip(caches, prompts, strict=True)]
+    got: list[list[Any]] = [[], []]
+
+    def work(number: int) -> None:
+        for _ in range(3):
+            got[number].append(draw(sample, caches[number], prompts[number]).images)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(2):
+        assert len(got[number]) == 3
+        assert all(np.array_equal(images, expected[number]) for images in got[number])
 
 
 # ---- the graph that measures
