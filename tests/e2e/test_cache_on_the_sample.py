@@ -131,6 +131,7 @@ def by_hand(rows: int) -> dict[Cache, int]:
         Cache(Interval(2, 2), Taylor(1, "output")): 3 * output,
         Cache(Interval(2, 2), Taylor(1, "output"), compat="max"): 4 * output,
         Cache(Magnitude((1.0,)), Taylor(2, "output", "sigma")): 4 * output,
+        Cache(MASK, Taylor(1, "output", corrected=True)): 4 * output,
     }
 
 
