@@ -210,10 +210,11 @@ def _cache_at(manifest: Manifest, cache: Cache, height: int | None, width: int |
         asked if asked is not None else int(manifest.defaults.get(name, manifest.dims[name].opt))
         for name, asked in (("height", height), ("width", width))
     )
-    rows = 1 if batch is None else batch
+    rows, compiled = 1 if batch is None else batch, manifest.dims["batch"]
     tokens = image_tokens(manifest.dims, high, wide)
-    if rows < 1:
-        raise RequestError(f"--batch {rows}: expected at least 1")
+    # Two branches of guidance may lie in two lanes.
+    if not compiled.allows(rows) and (rows % 2 or not compiled.allows(rows // 2)):
+        raise RequestError(f"--batch {rows} is outside what this artifact was compiled for: {compiled}, twice that with true CFG")
     memory = cache_memory(cache, denoisers[0], rows, tokens)
     return _CacheAt(cache, denoisers[0].name, high, wide, rows, tokens, memory)
 

@@ -15,8 +15,10 @@ import pytest
 from click.testing import CliRunner
 
 from tests.compare import assert_close
+from vitrify.engine.artifact.presets import Calibration, Presets, Tuned, write_presets
 from vitrify.engine.cache_memory import cache_memory
 from vitrify.engine.cache_policy import Always, Cache, FirstBlock, Guards, Hold, Interval, Magnitude, Mask, Taylor
+from vitrify.engine.errors import RequestError
 from vitrify.engine.inspect_cli import inspect
 from vitrify.engine.memory import release_free_memory, resident_bytes
 from vitrify.runtime import PixelGenerationContext, load
@@ -196,6 +198,41 @@ def test_inspect_prints_the_memory(sample: Case, options: list[str], decision: i
     assert f"{decision + predictor} bytes" in printed
     assert "128 × 64 pixels = 128 image tokens, batch 3" in printed
     assert "step.residual_diff" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("--cache", "mask:fast", "--height", "65"),
+            r"height=65 is outside what this artifact was compiled for: 32\.\.128",
+        ),
+        (
+            ("--cache", "mask:fast", "--batch", "0"),
+            r"--batch 0 is outside what this artifact was compiled for: 1\.\.4",
+        ),
+        (("--cache", "mask:fast", "--batch", "9"), r"--batch 9 is outside"),
+        (("--batch", "2"), "name a cache"),
+        (("--cache", "none", "--cache-predict", "hold"), "predictor and guards cannot act"),
+    ],
+)
+def test_what_inspect_refuses(sample: Case, options: tuple[str, ...], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        CliRunner().invoke(inspect, [str(sample.artifact), *options], catch_exceptions=False)
+
+
+def test_inspect_knows_what_was_measured(sample: Case) -> None:
+    """A measured preset by name, and an error that says what to run while there is none."""
+    arguments = [str(sample.artifact), "--height", "64", "--width", "64", "--json", "--cache"]
+    with pytest.raises(RequestError, match=r"nothing was tuned yet; run `vitrify tune "):
+        CliRunner().invoke(inspect, [*arguments, "tuned"], catch_exceptions=False)
+    path = write_presets(sample.pipe.artifact, Presets(Calibration((1.0,) * STEPS, 1), Tuned(Cache(MASK, Taylor(2)), STEPS)))
+    try:
+        for name, values in (("magcache", 1), ("tuned", 4)):
+            said = json.loads(CliRunner().invoke(inspect, [*arguments, name], catch_exceptions=False).output)["cache"]
+            assert said["total_bytes"] == values * TOKENS * WIDTH * FLOAT
+    finally:
+        path.unlink()
 
 
 def test_a_skipped_step_allocates_nothing(sample: Case, monkeypatch: pytest.MonkeyPatch) -> None:
