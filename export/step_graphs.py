@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onnx import ModelProto, helper
+from onnx import ModelProto, ValueInfoProto, helper
 
 from vitrify.engine.denoiser import RESIDUAL_DIFF, hidden_tensors
 from vitrify.engine.specs import ComponentSpec, GraphSpec, TensorSpec
@@ -50,7 +50,7 @@ def _one_op(name: str, op: str, shape: tuple[int | str, ...]) -> StepGraph:
 
 
 def _model(contract: OpContract, spec: GraphSpec) -> ModelProto:
-    def values(tensors: tuple[TensorSpec, ...]) -> list[object]:
+    def values(tensors: tuple[TensorSpec, ...]) -> list[ValueInfoProto]:
         return [helper.make_tensor_value_info(t.name, t.dtype.onnx, list(t.shape)) for t in tensors]
 
     def names(tensors: tuple[TensorSpec, ...]) -> list[str]:
