@@ -38,7 +38,7 @@ def cache_memory(cache: Cache, denoiser: ComponentSpec, rows: int, tokens: int) 
 
     rows: of the denoiser, over all lanes. tokens: of the image. A first-block decision keeps a reference and writes its
     successor, in the activation's dtype; a held value is one buffer; Taylor of order k is k + 1 factors and one
-    more to write the next value to, in float32.
+    more to write the next value to, in float32, and one for the prediction that a corrected one gives.
     """
     if not cache.enabled:
         return CacheMemory(None, 0, 0)
@@ -51,7 +51,7 @@ def cache_memory(cache: Cache, denoiser: ComponentSpec, rows: int, tokens: int) 
         predictor_bytes = values * held.dtype.itemsize
     else:
         order = 2 if cache.compat else predictor.order
-        predictor_bytes = (order + 2) * values * _FACTOR_BYTES
+        predictor_bytes = (order + 2 + predictor.corrected) * values * _FACTOR_BYTES
     decision_bytes = 2 * rows * tokens * _width(hidden.shape[2]) * hidden.dtype.itemsize if cache.probes else 0
     return CacheMemory(of, decision_bytes, predictor_bytes)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from vitrify.engine.errors import SpecError
+from vitrify.engine.growing_mask import shared_mask
 
 __all__ = [
     "MASK_PRESETS",
@@ -65,23 +66,29 @@ class Interval:
 
 @dataclass(frozen=True)
 class Mask:
-    """Compute the steps that are listed, or those of a preset for the request's number of steps; one of both is given.
+    """Compute the steps that are listed, or choose them by the request's number of steps; one of the three is given.
 
     steps: one truth value a step, the first True. preset: "slow", "medium", "fast" or "ultra".
+    share: so many of the steps, with gaps that grow; above 0 and below 1.
     """
 
     steps: tuple[bool, ...] | None = None
     preset: str | None = None
+    share: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.steps is None) == (self.preset is None):
-            raise SpecError("Mask: give steps or preset, one of them")
+        if [self.steps, self.preset, self.share].count(None) != 2:
+            raise SpecError("Mask: give steps, preset or share, one of them")
         if self.steps is not None:
             if not isinstance(self.steps, tuple | list) or not self.steps or any(s not in (0, 1) for s in self.steps):
                 raise SpecError(f"Mask.steps={self.steps!r}: expected one True or False a step")
             object.__setattr__(self, "steps", tuple(bool(s) for s in self.steps))
             if not self.steps[0]:
                 raise SpecError("Mask.steps: the first step is False, but nothing could stand in for it; make it True")
+        elif self.share is not None:
+            _check_number("Mask.share", self.share, 0, 1)
+            if self.share in (0, 1):
+                raise SpecError(f"Mask.share={self.share!r}: expected a number above 0 and below 1")
         elif self.preset not in MASK_PRESETS:
             raise SpecError(f"Mask.preset={self.preset!r} is unknown; known: {', '.join(MASK_PRESETS)}")
 
@@ -91,6 +98,8 @@ class Mask:
             share, every = MASK_PRESETS[self.preset]
             first = max(1, math.ceil(share * count))
             return tuple(s < first or (s - first) % every == every - 1 or s == count - 1 for s in range(count))
+        if self.share is not None:
+            return shared_mask(count, self.share)
         steps = self.steps or ()
         if len(steps) != count:
             raise SpecError(f"Mask.steps has {len(steps)} entries, the request has {count} steps; give one a step")
@@ -142,11 +151,16 @@ class Taylor:
 
     order: 1 or 2; lower ones act until order + 1 steps were computed. of: as in Hold.
     along: what the values are spaced by: "step" or "sigma".
+    corrected: a computed step also makes good what the skipped steps before it are now seen to have missed: its value joins
+        the polynomial, and noise_pred carries the difference, so that the latents come to lie where the better polynomial
+        leads (predictor–corrector; of multistep solvers UniPC, arXiv 2302.04867). Of the output alone, and for latents that
+        move by (σ_{k+1} − σ_k) · noise_pred; `sigmas` of the request must then have the last step's end too.
     """
 
     order: int = 1
     of: Quantity | None = None
     along: Axis = "step"
+    corrected: bool = False
 
     def __post_init__(self) -> None:
         if not _is_whole(self.order) or not 1 <= self.order <= _MAX_ORDER:
@@ -154,6 +168,10 @@ class Taylor:
         _check_choice("Taylor.of", self.of, get_args(Quantity))
         if self.along not in get_args(Axis):
             raise SpecError(f"Taylor.along={self.along!r}: expected step or sigma")
+        if not isinstance(self.corrected, bool):
+            raise SpecError(f"Taylor.corrected={self.corrected!r}: expected True or False")
+        if self.corrected and self.of != "output":
+            raise SpecError(f"Taylor.corrected: only a predicted output can be corrected, got of={self.of!r}; use of='output'")
 
 
 @dataclass(frozen=True)
@@ -232,11 +250,17 @@ class Cache:
     @property
     def needs_count(self) -> bool:
         """Whether the request's number of steps must be known."""
-        return isinstance(self.decision, Mask | Magnitude) or self.guards.need_count
+        corrected = isinstance(self.predictor, Taylor) and self.predictor.corrected
+        return corrected or isinstance(self.decision, Mask | Magnitude) or self.guards.need_count
 
     @property
     def needs_sigmas(self) -> bool:
         """Whether the request's sigmas must be known."""
+        return self.along_sigma or (isinstance(self.predictor, Taylor) and self.predictor.corrected)
+
+    @property
+    def along_sigma(self) -> bool:
+        """Whether the predictor's values are spaced by sigma, not by steps."""
         return isinstance(self.predictor, Taylor) and self.predictor.along == "sigma"
 
     def __str__(self) -> str:
@@ -248,7 +272,9 @@ class Cache:
 
 def _shown(option: Any) -> str:
     values = {f.name: getattr(option, f.name) for f in fields(option)}
-    shown = (f"{k}={f'{len(v)} values' if isinstance(v, tuple) else v}" for k, v in values.items() if v is not None)
+    shown = (
+        f"{k}={f'{len(v)} values' if isinstance(v, tuple) else v}" for k, v in values.items() if v is not None and v is not False
+    )
     return f"{type(option).__name__}({', '.join(shown)})"
 
 

@@ -27,6 +27,7 @@ from vitrify.engine.errors import RequestError, SpecError
 
 __all__ = ["MEASURED", "PREDICTORS", "PRESETS", "named_cache"]
 
+_LISTED = re.compile("[01]+")
 _SHORT = Guards(only_above_steps=8)  # distilled models of so few steps gain nothing
 _CAREFUL = Guards(warmup_steps=4, max_consecutive_skips=3, only_above_steps=8)
 
@@ -37,7 +38,9 @@ PRESETS: Mapping[str, Callable[..., Cache]] = MappingProxyType(
         "taylorseer": lambda interval="5", warmup="9": Cache(Interval(int(interval), int(warmup)), Taylor(1, "output"), _SHORT),
         "interval": lambda interval="5", warmup="9": Cache(Interval(int(interval), int(warmup)), None, _SHORT),
         # Who lists the steps has said what is computed: no guard.
-        "mask": lambda steps: Cache(_mask(steps), None, _SHORT if steps in MASK_PRESETS else Guards()),
+        "mask": lambda steps: Cache(_mask(steps), None, Guards() if _LISTED.fullmatch(steps) else _SHORT),
+        "fast": lambda: Cache(Mask(share=0.39), Taylor(1, "output", corrected=True), _SHORT),
+        "careful": lambda: Cache(Mask(share=0.53), Taylor(1, "output", corrected=True), _SHORT),
     }
 )
 """Name → its cache, from what stands behind the colons."""
@@ -45,7 +48,12 @@ PRESETS: Mapping[str, Callable[..., Cache]] = MappingProxyType(
 MEASURED = ("magcache", "tuned")
 """Names of what `vitrify calibrate` and `vitrify tune` measured of an artifact."""
 
-PREDICTORS = tuple(f"{kind}{of}" for kind in ("hold", "taylor1", "taylor2") for of in ("", "-residual", "-output"))
+PREDICTORS = (
+    *(f"{kind}{of}" for kind in ("hold", "taylor1", "taylor2") for of in ("", "-residual", "-output")),
+    "taylor1-corrected",
+    "taylor2-corrected",
+)
+"""Names of what stands in; "corrected" is of the output."""
 
 
 def named_cache(
@@ -80,7 +88,9 @@ _FORMS = (
     "first-block[:threshold]",
     "taylorseer[:interval[:warmup]]",
     "interval[:interval[:warmup]]",
-    "mask:preset or 1s and 0s",
+    "mask:preset, share of the steps, or 1s and 0s",
+    "fast",
+    "careful",
     "magcache[:threshold]",
     "tuned",
 )
@@ -114,6 +124,8 @@ def _predictor(name: str) -> Predictor:
     if name not in PREDICTORS:
         raise SpecError(f"predictor {name!r} is unknown; known: {', '.join(PREDICTORS)}")
     kind, _, of = name.partition("-")
+    if of == "corrected":
+        return Taylor(int(kind[-1]), "output", corrected=True)
     quantity: Any = of or None
     return Hold(quantity) if kind == "hold" else Taylor(int(kind[-1]), quantity)
 
@@ -129,10 +141,12 @@ def _guards(preset: Guards, given: Sequence[str]) -> Guards:
 
 
 def _mask(text: str) -> Mask:
-    if re.fullmatch("[01]+", text):
+    if _LISTED.fullmatch(text):
         return Mask(tuple(digit == "1" for digit in text))
+    if re.fullmatch(r"0?\.\d+", text):
+        return Mask(share=float(text))
     if text not in MASK_PRESETS:
-        raise SpecError(f"mask {text!r} is unknown; known: {', '.join(MASK_PRESETS)}, or one 0 or 1 a step")
+        raise SpecError(f"mask {text!r} is unknown; known: {', '.join(MASK_PRESETS)}, a share as 0.4, or one 0 or 1 a step")
     return Mask(preset=text)
 
 

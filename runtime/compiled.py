@@ -361,7 +361,7 @@ class CompiledPipeline(DiffusionPipeline):
             if policy.probes:
                 self.probe_graph.check()
             try:
-                check_policy(policy, len(schedule), schedule.sigmas[: len(schedule)])
+                check_policy(policy, len(schedule), schedule.sigmas)
             except SpecError as error:
                 raise RequestError(f"cache: {error}") from error
             if threshold is None and isinstance(policy.decision, FirstBlock):

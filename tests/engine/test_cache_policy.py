@@ -17,8 +17,13 @@ BAD_OPTIONS: list[tuple[Any, dict[str, Any], str]] = [
     (FirstBlock, {"threshold": True}, "FirstBlock.threshold=True"),
     (Interval, {"interval": 0}, "Interval.interval=0: expected a whole number of at least 1"),
     (Interval, {"warmup_steps": 1.5}, "Interval.warmup_steps=1.5"),
-    (Mask, {}, "give steps or preset"),
-    (Mask, {"steps": (True,), "preset": "fast"}, "give steps or preset"),
+    (Mask, {}, "give steps, preset or share"),
+    (Mask, {"steps": (True,), "preset": "fast"}, "give steps, preset or share"),
+    (Mask, {"share": 0.4, "preset": "fast"}, "give steps, preset or share"),
+    (Mask, {"share": 0}, "Mask.share=0: expected a number above 0 and below 1"),
+    (Mask, {"share": 1.0}, "Mask.share=1.0: expected a number above 0 and below 1"),
+    (Mask, {"share": 1.5}, "Mask.share=1.5: expected a number of at least 0 and at most 1"),
+    (Mask, {"share": "half"}, "Mask.share='half': expected a number"),
     (Mask, {"steps": ()}, "Mask.steps=()"),
     (Mask, {"steps": "101"}, "Mask.steps='101'"),
     (Mask, {"steps": (0, 1)}, "the first step is False"),
@@ -35,6 +40,9 @@ BAD_OPTIONS: list[tuple[Any, dict[str, Any], str]] = [
     (Taylor, {"order": 3}, "Taylor.order=3: expected 1 or 2"),
     (Taylor, {"of": "noise"}, "Taylor.of='noise'"),
     (Taylor, {"along": "time"}, "Taylor.along='time': expected step or sigma"),
+    (Taylor, {"of": "output", "corrected": 1}, "Taylor.corrected=1: expected True or False"),
+    (Taylor, {"corrected": True}, "Taylor.corrected: only a predicted output can be corrected, got of=None; use of='output'"),
+    (Taylor, {"of": "residual", "corrected": True}, "got of='residual'"),
     (Guards, {"warmup_steps": 0}, "Guards.warmup_steps=0: expected a whole number of at least 1"),
     (Guards, {"max_skips": "many"}, "Guards.max_skips='many'"),
     (Cache, {"decision": "first-block"}, "Cache.decision='first-block': expected Always or FirstBlock"),
@@ -46,6 +54,7 @@ BAD_OPTIONS: list[tuple[Any, dict[str, Any], str]] = [
     (Cache, {"decision": FirstBlock(), "guards": Guards(max_skips=1), "compat": "max"}, "set no more than that"),
     (Cache, {"decision": FirstBlock(), "predictor": Hold("residual"), "compat": "max"}, "set no more than that"),
     (Cache, {"decision": Interval(), "predictor": Taylor(1), "compat": "max"}, "set no more than that"),
+    (Cache, {"decision": Interval(), "predictor": Taylor(1, "output", corrected=True), "compat": "max"}, "set no more than that"),
     (Cache, {"decision": Mask(preset="fast"), "compat": "max"}, "set no more than that"),
 ]
 
@@ -106,6 +115,8 @@ def test_a_policy_says_what_it_is() -> None:
         "Magnitude(ratios=2 values, threshold=0.06, max_consecutive_skips=3, retention_ratio=0.2) + "
         "Taylor(order=2, of=output, along=sigma) + Guards(warmup_steps=2, max_skips=7)"
     )
+    corrected = Cache(Interval(3, 3), Taylor(1, "output", corrected=True))
+    assert str(corrected) == "Interval(interval=3, warmup_steps=3) + Taylor(order=1, of=output, along=step, corrected=True)"
     assert str(Cache(FirstBlock(), compat="max")) == "FirstBlock() + Hold() (compat max)"
 
 

@@ -29,6 +29,7 @@ PREDICTORS = [
     Taylor(2, "residual"),
     Taylor(1, "output"),
     Taylor(2, "output", "sigma"),
+    Taylor(1, "output", corrected=True),
 ]
 
 
@@ -144,6 +145,7 @@ MEMORY: list[tuple[Cache | None, int]] = [
     (Cache(MASK), 1),
     (Cache(MASK, Hold("output")), 1),
     (Cache(MASK, Taylor(1, "output")), 3),
+    (Cache(MASK, Taylor(1, "output", corrected=True)), 4),
     (Cache(MASK, Taylor(2, "residual")), 4),
 ]
 
@@ -238,6 +240,10 @@ def test_names(toy: Toy) -> None:
     assert draw(toy, "mask:100010001000").cache.computed == ((0, 4, 8),)
     assert draw(toy, "mask:1010", steps=4).cache.computed == ((0, 2),)
     assert draw(toy, "mask:fast", steps=4).cache.computed == ((0, 1, 2, 3),)
+    assert draw(toy, "mask:0.5").cache.computed[0] == tuple(np.flatnonzero(Mask(share=0.5).resolved(STEPS)))
+    assert draw(toy, "fast").cache.computed == ((0, 1, 2, 5, 10),)
+    assert draw(toy, "careful").cache.computed == ((0, 1, 2, 4, 7, 10),)
+    assert draw(toy, "fast", steps=8).cache.computed == (tuple(range(8)),)
     assert draw(toy, "mask:fast").cache.computed[0] == tuple(np.flatnonzero(Mask(preset="fast").resolved(STEPS)))
 
 
@@ -267,6 +273,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (3, {}, "cache=3: expected a name or a Cache"),
     (FirstBlock(), {}, "expected a name or a Cache"),
     (Cache(Interval(2, 2), Taylor(1, along="sigma")), {"sigmas": [1.0] * STEPS}, "needs sigmas that fall from step to step"),
+    (Cache(MASK, Taylor(1, "output", corrected=True)), {"sigmas": [1.0] * STEPS}, "use corrected=False"),
 ]
 
 
