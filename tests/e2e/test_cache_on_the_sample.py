@@ -29,7 +29,15 @@ if TYPE_CHECKING:
 STEPS = 8
 NEVER = FirstBlock(1e9)
 MASK = Mask(tuple(s in (0, 1, 2, 5) for s in range(STEPS)))
-PREDICTORS = (None, Hold("output"), Taylor(1), Taylor(2), Taylor(1, "output"), Taylor(2, "output", "sigma"))
+PREDICTORS = (
+    None,
+    Hold("output"),
+    Taylor(1),
+    Taylor(2),
+    Taylor(1, "output"),
+    Taylor(2, "output", "sigma"),
+    Taylor(1, "output", corrected=True),
+)
 TOKENS, WIDTH, CHANNELS, FLOAT = 64, 192, 32, 4  # the sample at 64 × 64
 
 
@@ -132,6 +140,8 @@ def by_hand(rows: int) -> dict[Cache, int]:
         Cache(MASK, Taylor(2)): 4 * residual,
         Cache(Interval(2, 2), Taylor(1, "output")): 3 * output,
         Cache(Interval(2, 2), Taylor(1, "output"), compat="max"): 4 * output,
+        Cache(MASK, Taylor(1, "output", corrected=True)): 4 * output,
+        Cache(MASK, Taylor(2, "output", corrected=True)): 5 * output,
         Cache(Magnitude((1.0,)), Taylor(2, "output", "sigma")): 4 * output,
         Cache(MASK, Taylor(1, "output", corrected=True)): 4 * output,
     }
