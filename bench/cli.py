@@ -1,4 +1,4 @@
-"""`vitrify bench`: run (peers in turns), compare, report; export (the compiler's growth), startup (to the first image), ops."""
+"""`vitrify bench`: run (peers in turns), compare, report; export, startup, ops (ours alone); caches (a study)."""
 
 from __future__ import annotations
 
@@ -258,6 +258,40 @@ def ops(cases: tuple[str, ...], rounds: int, level: str | None, threads: int | N
     _print([ops_table(found)])
     if json_file is not None:
         write_json(json_file, document("ops", this_machine(), [one.to_json() for one in found]))
+
+
+@bench.command()
+@click.argument("artifact", type=_PATH)
+@click.option(
+    "--names", type=_PATH, default=Path("examples/emoji_flux/names.txt"), show_default=True, help="What the sample knows."
+)
+@click.option("--out", type=_PATH, default=Path("docs/caching"), show_default=True, help="Where figures and pictures go.")
+@click.option("--stage", type=click.Choice(["draw", "time", "report"]), help="Up to this one alone; all three if not given.")
+@_cache
+def caches(artifact: Path, names: Path, out: Path, stage: str | None, cache: Path) -> None:
+    """Study step caches on the sample's ARTIFACT: quality and time of each setting, beside fewer plain steps.
+
+    Takes a quarter of an hour; broken off, it goes on where it was. The stage `time` wants the machine for itself.
+    """
+    from vitrify.bench.cache_plots import grid, plot, table
+    from vitrify.bench.cache_study import STEPS, Study
+    from vitrify.bench.document import write_json
+
+    known = [line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
+    study = Study(artifact, known, cache / "caches", _report)
+    study.draw()
+    if stage == "draw":
+        return
+    study.time()
+    if stage == "time":
+        return
+    document = study.document()
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "study.json", document)
+    for steps in STEPS:
+        plot(document["rows"], steps, out / f"quality-{steps}.png")
+    grid(*study.pictures(), out / "pictures.png")
+    (out / "figures.md").write_text(table(document), encoding="utf-8")
 
 
 def _report(text: str) -> None:

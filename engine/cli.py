@@ -51,6 +51,7 @@ _SUMMARIES = {
 
 _EXTRA_OF_MODULE = {
     "accelerate": "export",
+    "matplotlib": "study",
     "diffusers": "export",
     "onnx": "export",
     "onnx_ir": "export",
