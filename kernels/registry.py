@@ -10,6 +10,7 @@ from vitrify.engine.errors import SpecError
 from vitrify.kernels.linear import contract as linear
 from vitrify.kernels.op import OpContract
 from vitrify.kernels.residual_diff import contract as residual_diff
+from vitrify.kernels.taylor import contract as taylor
 
 if TYPE_CHECKING:
     import onnx
@@ -20,6 +21,7 @@ __all__ = ["contract", "contracts", "folder", "function", "reference"]
 _FOLDERS: dict[str, tuple[OpContract, ...]] = {
     "linear": linear.CONTRACTS,
     "residual_diff": residual_diff.CONTRACTS,
+    "taylor": taylor.CONTRACTS,
 }
 
 _OPS = {op.name: (op, name) for name, ops in _FOLDERS.items() for op in ops}

@@ -1,0 +1,1 @@
+"""Taylor prediction of a denoiser's outputs over steps."""
