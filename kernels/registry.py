@@ -7,8 +7,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from vitrify.engine.errors import SpecError
+from vitrify.kernels.ada_layer_norm import contract as ada_layer_norm
+from vitrify.kernels.attention import contract as attention
+from vitrify.kernels.gated_residual import contract as gated_residual
 from vitrify.kernels.linear import contract as linear
 from vitrify.kernels.op import OpContract
+from vitrify.kernels.qk_norm_rope import contract as qk_norm_rope
 from vitrify.kernels.residual_diff import contract as residual_diff
 from vitrify.kernels.taylor import contract as taylor
 
@@ -19,7 +23,11 @@ __all__ = ["contract", "contracts", "folder", "function", "reference"]
 
 # One row per folder: the ops in its contract.
 _FOLDERS: dict[str, tuple[OpContract, ...]] = {
+    "ada_layer_norm": ada_layer_norm.CONTRACTS,
+    "attention": attention.CONTRACTS,
+    "gated_residual": gated_residual.CONTRACTS,
     "linear": linear.CONTRACTS,
+    "qk_norm_rope": qk_norm_rope.CONTRACTS,
     "residual_diff": residual_diff.CONTRACTS,
     "taylor": taylor.CONTRACTS,
 }

@@ -1,0 +1,1 @@
+"""QkNormRope: RMSNorm per head and the rotary embedding in one pass; see README.md."""
