@@ -69,18 +69,18 @@ def _read(cubin: bytes) -> CubinFacts:
     return CubinFacts(
         entry=entries[0],
         parameters=tuple(parameters[i] for i in range(len(parameters))),
-        registers=_of_the_kernel(shared, _REGISTERS),
-        stack_bytes=max(_of_the_kernel(shared, _FRAME_SIZE), _of_the_kernel(shared, _STACK_SIZE)),
+        registers=_largest(shared, _REGISTERS),
+        stack_bytes=max(_largest(shared, _FRAME_SIZE), _largest(shared, _STACK_SIZE)),
         threads=threads[0][0] * threads[0][1] * threads[0][2],
     )
 
 
-def _of_the_kernel(records: list[tuple[int, bytes]], attribute: int) -> int:
-    """A record of `.nv.info` is (symbol, value); with one kernel there is one of each kind."""
+def _largest(records: list[tuple[int, bytes]], attribute: int) -> int:
+    """A record of `.nv.info` is (symbol, value): one for the kernel, and one for each function that it calls."""
     values = [struct.unpack("<II", value)[1] for found, value in records if found == attribute]
-    if len(values) != 1:
-        raise ValueError(f"it has {len(values)} records of attribute {attribute:#x}, expected one")
-    return int(values[0])
+    if not values:
+        raise ValueError(f"it has no record of attribute {attribute:#x}")
+    return int(max(values))
 
 
 def _sections(elf: bytes) -> Iterator[tuple[str, bytes]]:
