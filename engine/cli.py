@@ -40,6 +40,7 @@ a missing file), 2 wrong usage, 130 an interrupt."""
 
 _SUMMARIES = {
     "bench": "Measure steps, pipelines and kernels against their peers.",
+    "calibrate": "Measure an artifact's residuals, for --cache magcache.",
     "doctor": "Print versions, backends, the native library and what is missing.",
     "export": "Compile a diffusers folder into an artifact.",
     "generate": "Draw an image from a prompt with an artifact.",

@@ -16,6 +16,9 @@ __all__ = ["cpu_level", "cpu_levels", "force_cpu_level", "load", "ops", "path", 
 
 _FILE = "libvitrify_ops.so"
 
+# Of kernels/native/c_interface.h: what the functions called here and in native_kernel take and give.
+_ABI_VERSION = 1
+
 
 def path() -> Path | None:
     """The library's file, or None in an installation that was built without a C++ compiler."""
@@ -26,7 +29,7 @@ def path() -> Path | None:
 def load() -> ctypes.CDLL:
     """The library, loaded. ONNX Runtime loads the same file: both see one state, the forced level included.
 
-    Raises BackendError where there is no library, or where it does not load on this machine.
+    Raises BackendError where there is no library, where it does not load on this machine, or where it is of another version.
     """
     file = path()
     if file is None:
@@ -44,11 +47,21 @@ def _load(file: Path) -> ctypes.CDLL:
         raise BackendError(
             f"{file} does not load: {error}; reinstall vitrify on this machine, or use kernels='portable'"
         ) from error
-    for name in ("vitrify_ops", "vitrify_op_signatures", "vitrify_cpu_level", "vitrify_cpu_level_name"):
+    version = library.vitrify_abi_version() if hasattr(library, "vitrify_abi_version") else "none"
+    if version != _ABI_VERSION:
+        raise BackendError(
+            f"{file} has interface version {version}, expected {_ABI_VERSION}: it was built from other sources; "
+            "reinstall vitrify, or in a clone run `make native`"
+        )
+    for name in ("vitrify_ops", "vitrify_op_signatures", "vitrify_cpu_level", "vitrify_cpu_level_name", "vitrify_error"):
         getattr(library, name).restype = ctypes.c_char_p
     library.vitrify_cpu_level_name.argtypes = [ctypes.c_int]
     library.vitrify_cpu_level_supported.argtypes = [ctypes.c_int]
     library.vitrify_force_cpu_level.argtypes = [ctypes.c_char_p]
+    library.vitrify_create_kernel.restype = ctypes.c_void_p
+    library.vitrify_run_kernel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
+    library.vitrify_destroy_kernel.argtypes = [ctypes.c_void_p]
+    library.vitrify_destroy_kernel.restype = None
     return library
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,9 +30,15 @@ ROW_ALIGNMENT_BYTES = 256
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """An uninitialised C-contiguous array whose first byte lies on a 256-byte border."""
-    count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    raw = np.empty(count + ROW_ALIGNMENT_BYTES, dtype=np.uint8)
+    """An uninitialised C-contiguous array whose first byte lies on a 256-byte border.
+
+    Raises BackendError with the bytes asked for where memory ends.
+    """
+    count = math.prod(shape) * dtype.itemsize
+    try:
+        raw = np.empty(count + ROW_ALIGNMENT_BYTES, dtype=np.uint8)
+    except (MemoryError, ValueError):  # ValueError: more than an address can say
+        raise BackendError(f"no memory for {dtype}{list(shape)}, {count} bytes; ask for fewer rows, steps or pixels") from None
     start = -raw.ctypes.data % ROW_ALIGNMENT_BYTES
     return raw[start : start + count].view(dtype).reshape(shape)
 

@@ -150,9 +150,14 @@ def resolve_parameters(
         )
     for name, place in places.items():
         try:
-            _ = place.dtype
+            dtype = place.dtype
         except SpecError as error:
             raise CompileError(f"{files.component}: {name!r} in {place.file.name}: {error}; convert the weights first") from None
+        if place.stored_dtype not in _LAYOUTS:
+            raise CompileError(
+                f"{files.component}: {name!r} in {place.file.name} is {dtype.value}, expected one of {', '.join(_LAYOUTS)}; "
+                "quantised weights need the scales they came with: convert them to bfloat16 first"
+            )
     return places
 
 

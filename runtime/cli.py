@@ -34,7 +34,10 @@ _PATH = click.Path(path_type=Path)
 @click.option("--negative-prompt", help='What to move away from; "" counts.')
 @click.option("--max-sequence-length", type=int, help="Text tokens.")
 @click.option("--num-images", type=int, default=1, show_default=True, help="Pictures of each prompt.")
-@click.option("--cache", help="Skip steps, at some loss: first-block[:0.08], taylorseer[:5[:9]], interval[:3[:3]], mask:fast, …")
+@click.option(
+    "--cache",
+    help="Skip steps, at some loss: first-block[:0.08], taylorseer[:5[:9]], interval[:3[:3]], mask:fast, magcache, tuned, …",
+)
 @click.option("--cache-predict", type=click.Choice(PREDICTORS), help="What stands in for a skipped step.")
 @click.option(
     "--cache-guard", multiple=True, metavar="NAME=N", help="warmup_steps, last_steps, max_consecutive_skips, …; repeatable."
@@ -70,9 +73,11 @@ def generate(
         raise RequestError(f"--output {output}: there is no folder {output.absolute().parent}; create it first")
     if cache is None and (cache_predict is not None or cache_guard):
         raise RequestError("--cache-predict and --cache-guard cannot act without --cache; name a cache")
-    policy = None if cache is None else named_cache(cache, cache_predict, cache_guard)
     with load(artifact, keep=keep, kernels=kernels, threads=threads, verify=verify) as pipe:
         total = steps or pipe.request_default("num_inference_steps")
+        policy = None
+        if cache is not None:
+            policy = named_cache(cache, cache_predict, cache_guard, artifact=pipe.artifact, steps=total)
         with _progress(total, quiet) as on_step:
             result = pipe(
                 list(prompts),

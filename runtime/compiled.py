@@ -17,7 +17,7 @@ from vitrify.engine.component import PipelineConfig
 from vitrify.engine.errors import BackendError, RequestCancelled, RequestError, SpecError
 from vitrify.runtime.caching import segments
 from vitrify.runtime.caching.decisions import check_policy
-from vitrify.runtime.caching.presets import PRESETS, named_cache
+from vitrify.runtime.caching.presets import MEASURED, PRESETS, named_cache
 from vitrify.runtime.caching.state import lane_state
 from vitrify.runtime.caching.summary import report
 from vitrify.runtime.components import KEEP, CompiledDenoiser
@@ -247,8 +247,16 @@ class CompiledPipeline(DiffusionPipeline):
         """Images of a prepared request, uint8. kwargs: callback_on_step_end. Raises RequestCancelled, BackendError."""
         return DiffusionPipelineOutput(to_uint8(self._decoded(model_inputs, self.denoise(model_inputs, **kwargs))))
 
-    def denoise(self, request: PreparedRequest, callback_on_step_end: Callback | None = None) -> Array:
-        """The loop: a request's latents after its last step, [rows, image_tokens, channels] float32, packed."""
+    def denoise(
+        self,
+        request: PreparedRequest,
+        callback_on_step_end: Callback | None = None,
+        observe: Callable[[int, Lane], None] | None = None,
+    ) -> Array:
+        """The loop: a request's latents after its last step, [rows, image_tokens, channels] float32, packed.
+
+        observe: called with (step, lane) when a lane has run a step; its plan holds that step's states until the next.
+        """
         with request.timed("encode"):
             conditions = self._conditions(request)
         with contextlib.ExitStack() as stack:
@@ -262,6 +270,8 @@ class CompiledPipeline(DiffusionPipeline):
                         lane.load(latents)
                         output = self.run_denoising_step(step, lane.cache_state, self.devices[0], plan=lane.plan, index=step)
                         predictions.update(lane.split(output))
+                        if observe is not None:
+                            observe(step, lane)
                     noise_pred = combine(predictions, request.true_cfg_scale)
                     latents = self.scheduler.step(latents, noise_pred, sigmas[step], sigmas[step + 1], out=latents)
                     if callback_on_step_end is not None:
@@ -320,7 +330,7 @@ class CompiledPipeline(DiffusionPipeline):
         sigmas, steps = getattr(context, "sigmas", None), getattr(context, "num_inference_steps", None)
         if sigmas is None:
             return self.schedule(check_count(self._ask("num_inference_steps", context), "num_inference_steps"), size, None)
-        if np.ndim(sigmas) != 1:
+        if not isinstance(sigmas, Sequence | np.ndarray) or isinstance(sigmas, str) or any(np.ndim(s) for s in sigmas):
             raise RequestError(f"sigmas: got {sigmas!r}, expected a list of numbers from 0 to 1")
         if steps is not None and steps != len(sigmas):
             raise RequestError(f"num_inference_steps={steps} and {len(sigmas)} sigmas contradict each other; give one of them")
@@ -329,9 +339,11 @@ class CompiledPipeline(DiffusionPipeline):
     def _cache(self, context: Any, schedule: Schedule) -> tuple[Cache | None, float]:
         """The request's step cache, checked against its steps, and the threshold of a first-block decision."""
         asked, threshold = getattr(context, "cache", None), getattr(context, "residual_threshold", None)
-        policy = self.cache if asked is None else named_cache(asked) if isinstance(asked, str) else asked
+        policy = self.cache if asked is None else asked
+        if isinstance(policy, str):
+            policy = named_cache(policy, artifact=self.artifact, steps=len(schedule))
         if not isinstance(policy, Cache | None):
-            raise RequestError(f"cache={asked!r}: expected a name or a Cache; names: {', '.join(PRESETS)}")
+            raise RequestError(f"cache={asked!r}: expected a name or a Cache; names: {', '.join((*PRESETS, *MEASURED))}")
         policy = policy if policy is not None and policy.enabled else None
         if threshold is not None and (policy is None or not policy.probes):
             raise RequestError(
@@ -391,10 +403,18 @@ class CompiledPipeline(DiffusionPipeline):
 
     def _decoded(self, request: PreparedRequest, latents: Array) -> Array:
         with request.timed("decode"):
-            return self.decode(latents, request.size)
+            images = self.decode(latents, request.size)
+        if not np.isfinite(images).all():
+            raise BackendError("images are not finite though the latents are: the decoder's weights overflow on them")
+        return images
 
     def _call_back(self, callback: Callback, step: int, timestep: float, latents: Array) -> Array:
-        answer = dict(callback(self, step, timestep, {"latents": latents.copy()}) or {})
+        returned = callback(self, step, timestep, {"latents": latents.copy()})
+        if not isinstance(returned, Mapping | None):
+            raise RequestError(
+                f"callback_on_step_end returned {returned!r}; expected a dictionary with cancel or latents, or None"
+            )
+        answer = dict(returned or {})
         if answer.pop("cancel", False):
             raise RequestCancelled(f"the request was cancelled by its callback after step {step}")
         changed = answer.pop("latents", None)

@@ -75,7 +75,7 @@ def check_seed(seed: Any, rows: int) -> int | list[int]:
         return secrets.randbits(32)
     if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
         return int(seed)
-    if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str | bytes):
+    if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str | bytes) and np.shape(seed) != ():
         if len(seed) != rows:
             raise RequestError(f"seed: got {len(seed)} seeds for {rows} images, expected one number or one for each image")
         return [int(s) if isinstance(s, int | np.integer) and not isinstance(s, bool) else s for s in seed]

@@ -64,7 +64,7 @@ def recipe(source: SourceConfigs, options: ExportOptions) -> Recipe:
             _vae(configs["vae"]),
         ),
         dims=dims,
-        tokenizers={"tokenizer": int(configs["text_encoder"]["max_position_embeddings"]), "tokenizer_2": tokens.max},
+        tokenizers={"tokenizer": configs["text_encoder"].whole("max_position_embeddings"), "tokenizer_2": tokens.max},
         scheduler="scheduler",
         defaults={**defaults, **options.defaults},
     )
@@ -80,8 +80,18 @@ class _Config(dict[str, Any]):
     def __missing__(self, key: str) -> Any:
         raise CompileError(f"{self._component}: its config.json has no {key!r}; copy the whole pipeline folder again")
 
+    def whole(self, key: str, least: int = 1) -> int:
+        """A field that is a whole number of at least `least`; anything else is a CompileError that names it."""
+        value = self[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise CompileError(
+                f"{self._component}: {key} is {value!r} in its config.json, expected a whole number of at least {least}; "
+                "copy the whole pipeline folder again"
+            )
+        return value
 
-def _check(configs: Mapping[str, Mapping[str, Any]]) -> None:
+
+def _check(configs: Mapping[str, _Config]) -> None:
     """Raises CompileError where one component does not take what another gives."""
     transformer, clip, t5, vae = (configs[name] for name in ("transformer", "text_encoder", "text_encoder_2", "vae"))
     expected = {
@@ -93,9 +103,14 @@ def _check(configs: Mapping[str, Mapping[str, Any]]) -> None:
     for name, (got, wanted, why) in expected.items():
         if got != wanted:
             raise CompileError(f"transformer: {name} is {got}, expected {wanted}, {why}; is this a FluxPipeline's folder?")
+    axes, head_dim = transformer.get("axes_dims_rope", (16, 56, 56)), transformer.whole("attention_head_dim")
+    if not isinstance(axes, list | tuple) or any(not isinstance(a, int) or a < 2 or a % 2 for a in axes) or sum(axes) != head_dim:
+        raise CompileError(
+            f"transformer: axes_dims_rope is {axes}, expected even numbers with the sum {head_dim}, its attention_head_dim"
+        )
 
 
-def _dims(configs: Mapping[str, Mapping[str, Any]], options: ExportOptions) -> dict[str, Dim]:
+def _dims(configs: Mapping[str, _Config], options: ExportOptions) -> dict[str, Dim]:
     scale = _scale(configs["vae"])
     step = scale * _PACK
     usual = _LATENTS_IN_SAMPLE * scale
@@ -126,7 +141,7 @@ def _dims(configs: Mapping[str, Mapping[str, Any]], options: ExportOptions) -> d
     }
 
 
-def _scale(vae: Mapping[str, Any]) -> int:
+def _scale(vae: _Config) -> int:
     """Pixels per latent position."""
     return int(2 ** (len(vae["block_out_channels"]) - 1))
 
@@ -141,14 +156,14 @@ class _Clip(nn.Module):
         return pooled
 
 
-def _clip(config: Mapping[str, Any]) -> ComponentRecipe:
-    tokens, width = int(config["max_position_embeddings"]), int(config["hidden_size"])
+def _clip(config: _Config) -> ComponentRecipe:
+    tokens, width = config.whole("max_position_embeddings"), config.whole("hidden_size")
     return ComponentRecipe(
         name="text_encoder",
         class_name="CLIPTextModel",
         config=config,
         build=lambda: _Clip(config),
-        inputs=(GraphInput("input_ids", DType.INT64, ("prompts", tokens), upper=int(config["vocab_size"])),),
+        inputs=(GraphInput("input_ids", DType.INT64, ("prompts", tokens), upper=config.whole("vocab_size")),),
         outputs=("pooled_projections",),
         output_shapes=(("prompts", width),),
         probe_dims=({"prompts": 2}, {"prompts": 3}),
@@ -165,23 +180,22 @@ class _T5(nn.Module):
         return embeds
 
 
-def _t5(config: Mapping[str, Any]) -> ComponentRecipe:
-    blocks = tuple(Border(f"encoder.block.{i}", ("hidden_states", None, None)) for i in range(int(config["num_layers"])))
+def _t5(config: _Config) -> ComponentRecipe:
+    blocks = tuple(Border(f"encoder.block.{i}", ("hidden_states", None, None)) for i in range(config.whole("num_layers", 0)))
     traced = ComponentRecipe(
         name="text_encoder_2",
         class_name="T5EncoderModel",
         config=config,
         build=lambda: _T5(config),
-        inputs=(GraphInput("input_ids", DType.INT64, ("prompts", "text_tokens"), upper=int(config["vocab_size"])),),
+        inputs=(GraphInput("input_ids", DType.INT64, ("prompts", "text_tokens"), upper=config.whole("vocab_size")),),
         outputs=("prompt_embeds",),
-        output_shapes=(("prompts", "text_tokens", int(config["d_model"])),),
+        output_shapes=(("prompts", "text_tokens", config.whole("d_model")),),
         probe_dims=({"prompts": 2, "text_tokens": 7}, {"prompts": 3, "text_tokens": 16}),
         borders=blocks,
         aliases={"shared.weight": "encoder.embed_tokens.weight", "encoder.embed_tokens.weight": "shared.weight"},
     )
-    return replace(
-        traced, narrow=lambda: _t5({**config, "d_model": 32, "d_kv": 16, "num_heads": 2, "d_ff": 48, "vocab_size": 100})
-    )
+    narrow = {"d_model": 32, "d_kv": 16, "num_heads": 2, "d_ff": 48, "vocab_size": 100}
+    return replace(traced, narrow=lambda: _t5(_Config("text_encoder_2", {**config, **narrow})))
 
 
 class _GivenTables(nn.Module):
@@ -249,23 +263,23 @@ class _Transformer(nn.Module):
         return noise_pred
 
 
-def _transformer(config: Mapping[str, Any]) -> ComponentRecipe:
-    head_dim = int(config["attention_head_dim"])
-    channels = int(config["in_channels"])
+def _transformer(config: _Config) -> ComponentRecipe:
+    head_dim = config.whole("attention_head_dim")
+    channels = config.whole("in_channels")
     f32 = DType.FLOAT32
     inputs = [
         GraphInput("latents", f32, ("batch", "image_tokens", channels), "latents"),
         GraphInput("timestep", f32, ("batch",), "step"),
-        GraphInput("pooled_projections", f32, ("batch", int(config["pooled_projection_dim"]))),
-        GraphInput("encoder_hidden_states", f32, ("batch", "text_tokens", int(config["joint_attention_dim"]))),
+        GraphInput("pooled_projections", f32, ("batch", config.whole("pooled_projection_dim"))),
+        GraphInput("encoder_hidden_states", f32, ("batch", "text_tokens", config.whole("joint_attention_dim"))),
         GraphInput("text_rotary", f32, ("text_tokens", 2 * head_dim)),
         GraphInput("image_rotary", f32, ("image_tokens", 2 * head_dim)),
     ]
     if config.get("guidance_embeds"):
         inputs.append(GraphInput("guidance", f32, ("batch",)))
     returned = ("encoder_hidden_states", "hidden_states")
-    blocks = [Border(f"transformer_blocks.{i}", returned) for i in range(int(config["num_layers"]))]
-    blocks += [Border(f"single_transformer_blocks.{i}", returned) for i in range(int(config["num_single_layers"]))]
+    blocks = [Border(f"transformer_blocks.{i}", returned) for i in range(config.whole("num_layers", 0))]
+    blocks += [Border(f"single_transformer_blocks.{i}", returned) for i in range(config.whole("num_single_layers", 0))]
     if len(blocks) < 2:
         raise CompileError(f"transformer: got {len(blocks)} blocks, expected at least 2 (first | rest)")
     out_channels = int(config.get("out_channels") or channels)
@@ -292,9 +306,9 @@ def _transformer(config: Mapping[str, Any]) -> ComponentRecipe:
     return replace(traced, narrow=lambda: _transformer(_narrowed(config)))
 
 
-def _narrowed(config: Mapping[str, Any]) -> dict[str, Any]:
+def _narrowed(config: _Config) -> _Config:
     """The same depth at a width of 32: enough to show the wiring, small enough for any machine."""
-    return {
+    narrow = {
         **config,
         "num_attention_heads": 2,
         "attention_head_dim": 16,
@@ -302,6 +316,7 @@ def _narrowed(config: Mapping[str, Any]) -> dict[str, Any]:
         "joint_attention_dim": 24,
         "pooled_projection_dim": 20,
     }
+    return _Config("transformer", narrow)
 
 
 class _Decoder(nn.Module):
@@ -316,8 +331,8 @@ class _Decoder(nn.Module):
         return (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
-def _vae(config: Mapping[str, Any]) -> ComponentRecipe:
-    channels, scale = int(config["latent_channels"]), _scale(config)
+def _vae(config: _Config) -> ComponentRecipe:
+    channels, scale = config.whole("latent_channels"), _scale(config)
     return ComponentRecipe(
         name="vae",
         class_name="AutoencoderKL",
@@ -325,7 +340,7 @@ def _vae(config: Mapping[str, Any]) -> ComponentRecipe:
         build=lambda: _Decoder(config),
         inputs=(GraphInput("latents", DType.FLOAT32, ("images", channels, "latent_h", "latent_w"), "latents"),),
         outputs=("image",),
-        output_shapes=(("images", "height", "width", int(config["out_channels"])),),
+        output_shapes=(("images", "height", "width", config.whole("out_channels")),),
         probe_dims=({"images": 2, "latent_h": 6, "latent_w": 8}, {"images": 3, "latent_h": 10, "latent_w": 4}),
         derived_dims={"height": ("latent_h", scale), "width": ("latent_w", scale)},
         trace_limits={"images": _DECODED_AT_ONCE},

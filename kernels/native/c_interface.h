@@ -9,7 +9,11 @@
 // One op per line: its name, a space, its version.
 VITRIFY_EXPORT const char* vitrify_ops();
 
-// One op per line: name version (input: dtype[dims], …) -> (output: dtype[dims], …)
+// The version of this interface: raised when a function here changes or goes.
+VITRIFY_EXPORT int vitrify_abi_version();
+
+// One op per line: name version {attribute: kind = default, …} (input: dtype|dtype[dims], …) -> (output: dtype[dims],
+// …)
 VITRIFY_EXPORT const char* vitrify_op_signatures();
 
 // The level whose kernels run; the levels compiled in, worst to best (null past the last); whether this machine
@@ -19,6 +23,26 @@ VITRIFY_EXPORT const char* vitrify_cpu_level();
 VITRIFY_EXPORT const char* vitrify_cpu_level_name(int index);
 VITRIFY_EXPORT int vitrify_cpu_level_supported(int index);
 VITRIFY_EXPORT int vitrify_force_cpu_level(const char* name);
+
+// Any op without a framework. A kernel is made once, run any number of times, and destroyed.
+struct VitrifyTensor {
+  void* data;
+  const int64_t* dims;
+  int rank;
+  const char* dtype;
+};
+
+// attribute_values are in the order of attribute_names; those not named take their defaults. `constants` has an entry
+// for each input; data is null for those that change from run to run. Constant data must outlive the kernel.
+// Null on failure.
+VITRIFY_EXPORT void* vitrify_create_kernel(const char* op, int attribute_count, const char* const* attribute_names,
+                                           const double* attribute_values, const VitrifyTensor* constants);
+// All inputs and outputs of the op, dense; no output overlaps another tensor. 0, or -1 on failure.
+VITRIFY_EXPORT int vitrify_run_kernel(const void* kernel, const VitrifyTensor* inputs, const VitrifyTensor* outputs,
+                                      int threads);
+VITRIFY_EXPORT void vitrify_destroy_kernel(void* kernel);
+// Why the calling thread's last failure was one.
+VITRIFY_EXPORT const char* vitrify_error();
 
 // r = h1 - h0; sums[row] = {Σ|r - r_ref|, Σ|r_ref|}; see residual_diff/README.md. Runs on the calling thread.
 // All arrays are dense: [batch, tokens, width], sums [batch, 2]. r and sums overlap no input.

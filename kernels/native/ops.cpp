@@ -1,6 +1,10 @@
 // The operators of this library: one line for each.
+#include <cstdio>
+#include <cstring>
+#include <stdexcept>
 #include <string>
 
+#include "linear/cpu.h"
 #include "native/c_interface.h"
 #include "native/operator.h"
 #include "residual_diff/cpu.h"
@@ -8,7 +12,7 @@
 namespace vitrify {
 
 const Operator* const kOperators[] = {
-    &kResidualDiff,
+    &kLinear, &kLinearNoBias, &kLinearGelu, &kLinearGatedResidual, &kLinear2GatedResidual, &kResidualDiff,
 };
 const int kOperatorCount = static_cast<int>(sizeof(kOperators) / sizeof(kOperators[0]));
 
@@ -32,18 +36,63 @@ const char* dtype_name(DType dtype) {
   return "unknown";
 }
 
+size_t dtype_size(DType dtype) {
+  switch (dtype) {
+    case DType::int8:
+    case DType::uint8:
+      return 1;
+    case DType::float16:
+    case DType::bfloat16:
+      return 2;
+    case DType::float32:
+    case DType::int32:
+      return 4;
+    case DType::int64:
+      return 8;
+  }
+  return 0;
+}
+
+double Node::value(const char* attribute) const {
+  for (int i = 0; i < op->attribute_count; ++i) {
+    if (std::strcmp(op->attributes[i].name, attribute) == 0) return attributes[i];
+  }
+  throw std::logic_error(std::string(op->name) + " has no attribute " + attribute);
+}
+
 namespace {
+
+std::string describe(const TensorContract& tensor) {
+  std::string text = std::string(tensor.name) + ": ";
+  for (int i = 0; i < tensor.dtypes.count; ++i)
+    text += std::string(i ? "|" : "") + dtype_name(tensor.dtypes.of[i]);
+  text += "[";
+  for (int axis = 0; axis < tensor.rank; ++axis)
+    text += std::string(axis ? ", " : "") + tensor.dims[axis];
+  return text + "]";
+}
 
 std::string describe(const TensorContract* tensors, int count) {
   std::string text = "(";
-  for (int i = 0; i < count; ++i) {
-    text += std::string(i ? ", " : "") + tensors[i].name + ": " + dtype_name(tensors[i].dtype) + "[";
-    for (int axis = 0; axis < tensors[i].rank; ++axis) {
-      text += std::string(axis ? ", " : "") + tensors[i].dims[axis];
-    }
-    text += "]";
-  }
+  for (int i = 0; i < count; ++i)
+    text += (i ? ", " : "") + describe(tensors[i]);
   return text + ")";
+}
+
+std::string describe(const AttributeContract& attribute) {
+  std::string text = std::string(attribute.name) + (attribute.kind == AttributeKind::integer ? ": int" : ": float");
+  if (attribute.required) return text;
+  char number[32];
+  std::snprintf(number, sizeof(number), " = %g", attribute.otherwise);
+  return text + number;
+}
+
+std::string describe(const Operator& op) {
+  std::string text;
+  for (int i = 0; i < op.attribute_count; ++i)
+    text += (i ? ", " : "{") + describe(op.attributes[i]);
+  if (op.attribute_count) text += "} ";
+  return text + describe(op.inputs, op.input_count) + " -> " + describe(op.outputs, op.output_count);
 }
 
 }  // namespace
@@ -66,11 +115,13 @@ const char* vitrify_op_signatures() {
     std::string lines;
     for (int i = 0; i < vitrify::kOperatorCount; ++i) {
       const vitrify::Operator& op = *vitrify::kOperators[i];
-      lines += std::string(op.name) + " " + std::to_string(op.version) + " " +
-               vitrify::describe(op.inputs, op.input_count) + " -> " + vitrify::describe(op.outputs, op.output_count) +
-               "\n";
+      lines += std::string(op.name) + " " + std::to_string(op.version) + " " + vitrify::describe(op) + "\n";
     }
     return lines;
   }();
   return text.c_str();
+}
+
+int vitrify_abi_version() {
+  return 1;
 }

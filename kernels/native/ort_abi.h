@@ -59,7 +59,10 @@ struct OrtApi {
   OrtStatus* (*GetSymbolicDimensions)(const OrtTensorTypeAndShapeInfo* info, const char** names, size_t count);  // 63
   void* slot_64[1];
   OrtStatus* (*GetTensorTypeAndShape)(const OrtValue* value, OrtTensorTypeAndShapeInfo** out);  // 65
-  void* slots_66_89[24];
+  void* slots_66_84[19];
+  OrtStatus* (*KernelInfoGetAttribute_float)(const OrtKernelInfo* info, const char* name, float* out);    // 85
+  OrtStatus* (*KernelInfoGetAttribute_int64)(const OrtKernelInfo* info, const char* name, int64_t* out);  // 86
+  void* slots_87_89[3];
   OrtStatus* (*KernelContext_GetInput)(const OrtKernelContext* context, size_t index, const OrtValue** out);  // 90
   OrtStatus* (*KernelContext_GetOutput)(OrtKernelContext* context, size_t index, const int64_t* dims, size_t count,
                                         OrtValue** out);  // 91
@@ -67,7 +70,12 @@ struct OrtApi {
   void (*ReleaseStatus)(OrtStatus* status);  // 93
   void* slots_94_98[5];
   void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo* info);  // 99
-  void* slots_100_267[168];
+  void* slots_100_243[144];
+  OrtStatus* (*KernelInfo_GetNodeName)(const OrtKernelInfo* info, char* out, size_t* size);  // 244
+  void* slots_245_248[4];
+  OrtStatus* (*KernelInfoGetConstantInput_tensor)(const OrtKernelInfo* info, size_t index, int* is_constant,
+                                                  const OrtValue** out);  // 249
+  void* slots_250_267[18];
   OrtStatus* (*ShapeInferContext_GetInputTypeShape)(const OrtShapeInferContext* context, size_t index,
                                                     OrtTensorTypeAndShapeInfo** out);  // 268
   void* slot_269[1];

@@ -5,15 +5,19 @@
 #include "native/ort_abi.h"
 #endif
 
+#include <algorithm>
 #include <cstddef>
-#include <cstdlib>
-#include <cstring>
+#include <deque>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "native/c_interface.h"
 #include "native/operator.h"
+#include "native/shapes.h"
 
 #define VITRIFY_ASSERT_SLOT(name, slot) \
   static_assert(offsetof(OrtApi, name) == (slot) * sizeof(void*), "OrtApi::" #name " is not in its slot")
@@ -29,10 +33,14 @@ VITRIFY_ASSERT_SLOT(GetDimensionsCount, 61);
 VITRIFY_ASSERT_SLOT(GetDimensions, 62);
 VITRIFY_ASSERT_SLOT(GetSymbolicDimensions, 63);
 VITRIFY_ASSERT_SLOT(GetTensorTypeAndShape, 65);
+VITRIFY_ASSERT_SLOT(KernelInfoGetAttribute_float, 85);
+VITRIFY_ASSERT_SLOT(KernelInfoGetAttribute_int64, 86);
 VITRIFY_ASSERT_SLOT(KernelContext_GetInput, 90);
 VITRIFY_ASSERT_SLOT(KernelContext_GetOutput, 91);
 VITRIFY_ASSERT_SLOT(ReleaseStatus, 93);
 VITRIFY_ASSERT_SLOT(ReleaseTensorTypeAndShapeInfo, 99);
+VITRIFY_ASSERT_SLOT(KernelInfo_GetNodeName, 244);
+VITRIFY_ASSERT_SLOT(KernelInfoGetConstantInput_tensor, 249);
 VITRIFY_ASSERT_SLOT(ShapeInferContext_GetInputTypeShape, 268);
 VITRIFY_ASSERT_SLOT(ShapeInferContext_SetOutputTypeShape, 270);
 VITRIFY_ASSERT_SLOT(SetSymbolicDimensions, 271);
@@ -47,14 +55,23 @@ namespace {
 // The version whose table and struct are used, whatever the header that was compiled against knows beyond it.
 constexpr uint32_t kApiVersion = 18;
 
-// Enough for any operator of ours; ops.cpp is where one would outgrow it.
-constexpr int kMaxTensors = 16;
-
-// A custom op that knows its operator; `ort` comes first, so that a pointer to it is one to the whole.
+// An operator with one choice of dtypes as a custom op: ONNX Runtime picks among those of one name by dtype.
+// `ort` comes first, so that a pointer to it is one to the whole.
 struct WrappedOperator {
   OrtCustomOp ort = {};
-  const Operator* op = nullptr;
+  const Shapes* shapes = nullptr;
   const OrtApi* api = nullptr;
+  DType inputs[kMaxTensors] = {};
+  DType outputs[kMaxTensors] = {};
+
+  const Operator& op() const { return shapes->op(); }
+};
+
+// A kernel of one node, as ONNX Runtime holds it.
+struct NodeKernel {
+  const WrappedOperator* wrapped;
+  std::string where;  // How messages begin: the operator, and the node's name where it has one.
+  std::unique_ptr<Kernel> kernel;
 };
 
 const WrappedOperator& wrapped(const OrtCustomOp* op) {
@@ -70,20 +87,18 @@ void check(OrtStatus* status) {
   if (status != nullptr) throw Failed{status};
 }
 
-[[noreturn]] void fail(const OrtApi& api, const std::string& message) {
-  throw Failed{api.CreateStatus(ORT_INVALID_ARGUMENT, message.c_str())};
-}
-
 // Runs `body` and turns whatever it throws into a status: nothing may unwind into ONNX Runtime.
 template <typename Body>
-OrtStatus* guarded(const OrtApi& api, const Body& body) noexcept {
+OrtStatus* guarded(const OrtApi& api, const std::string& where, const Body& body) noexcept {
   try {
     body();
     return nullptr;
   } catch (const Failed& failed) {
     return failed.status;
+  } catch (const OpError& error) {
+    return api.CreateStatus(ORT_INVALID_ARGUMENT, (where + ": " + error.what()).c_str());
   } catch (const std::exception& error) {
-    return api.CreateStatus(ORT_FAIL, error.what());
+    return api.CreateStatus(ORT_FAIL, (where + ": " + error.what()).c_str());
   }
 }
 
@@ -107,47 +122,6 @@ ONNXTensorElementDataType element_type(DType dtype) {
   return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 }
 
-std::string where(const Operator& op, const TensorContract& tensor) {
-  return std::string(op.name) + ": " + tensor.name;
-}
-
-// A dimension of the contract: its size, negative while unknown, and the model's own name for it, if any.
-struct Dimension {
-  const char* dim = "";
-  int64_t size = -1;
-  const char* symbol = "";
-};
-
-// What an operator's dimensions are, learned from its inputs one by one.
-class Dimensions {
- public:
-  // Raises if `size` contradicts the contract or what another input said.
-  void learn(const OrtApi& api, const Operator& op, const TensorContract& tensor, int axis, int64_t size,
-             const char* symbol = "") {
-    Dimension& known = at(tensor.dims[axis]);
-    if (size >= 0 && known.size >= 0 && known.size != size) {
-      fail(api, where(op, tensor) + " has " + std::to_string(size) + " along " + known.dim + ", expected " +
-                    std::to_string(known.size));
-    }
-    if (size >= 0) known.size = size;
-    if (known.symbol[0] == '\0') known.symbol = symbol;
-  }
-
-  Dimension& at(const char* dim) {
-    for (int i = 0; i < count_; ++i) {
-      if (std::strcmp(rows_[i].dim, dim) == 0) return rows_[i];
-    }
-    Dimension& fresh = rows_[count_++];
-    fresh.dim = dim;
-    fresh.size = dim[0] >= '0' && dim[0] <= '9' ? std::atoll(dim) : -1;
-    return fresh;
-  }
-
- private:
-  Dimension rows_[kMaxTensors * kMaxRank];
-  int count_ = 0;
-};
-
 // A type-and-shape object that is released at the end of its scope.
 class OwnedShape {
  public:
@@ -158,12 +132,13 @@ class OwnedShape {
   OrtTensorTypeAndShapeInfo** out() { return &info_; }
   OrtTensorTypeAndShapeInfo* get() const { return info_; }
 
-  // Reads `rank` sizes; raises if the tensor has another rank.
-  void read(const Operator& op, const TensorContract& tensor, int64_t* dims) const {
+  // Reads `rank` sizes; throws if the tensor has another rank.
+  void read(const TensorContract& tensor, int64_t* dims) const {
     size_t rank = 0;
     check(api_.GetDimensionsCount(info_, &rank));
     if (rank != static_cast<size_t>(tensor.rank)) {
-      fail(api_, where(op, tensor) + " has rank " + std::to_string(rank) + ", expected " + std::to_string(tensor.rank));
+      throw OpError(std::string(tensor.name) + " has rank " + std::to_string(rank) + ", expected " +
+                    std::to_string(tensor.rank));
     }
     check(api_.GetDimensions(info_, dims, rank));
   }
@@ -179,119 +154,200 @@ void run_on_pool(const void* context, size_t count, Task task, void* state) {
   check(api.KernelContext_ParallelFor(static_cast<const OrtKernelContext*>(pool[1]), task, count, 0, state));
 }
 
-void compute(const WrappedOperator& self, OrtKernelContext* context) {
+Tensor read_tensor(const OrtApi& api, const TensorContract& contract, DType dtype, const OrtValue* value) {
+  Tensor tensor;
+  tensor.dtype = dtype;
+  OwnedShape shape(api);
+  check(api.GetTensorTypeAndShape(value, shape.out()));
+  shape.read(contract, tensor.dims);
+  check(api.GetTensorMutableData(const_cast<OrtValue*>(value), &tensor.data));
+  return tensor;
+}
+
+// A call that may fail without harm.
+bool succeeds(const OrtApi& api, OrtStatus* status) {
+  if (status == nullptr) return true;
+  api.ReleaseStatus(status);
+  return false;
+}
+
+double read_attribute(const OrtApi& api, const AttributeContract& attribute, const OrtKernelInfo* info) {
+  int64_t integer = 0;
+  float real = 0;
+  const bool is_integer = succeeds(api, api.KernelInfoGetAttribute_int64(info, attribute.name, &integer));
+  const bool is_real = succeeds(api, api.KernelInfoGetAttribute_float(info, attribute.name, &real));
+  const bool wanted_integer = attribute.kind == AttributeKind::integer;
+  if (wanted_integer ? is_integer : is_real) return wanted_integer ? static_cast<double>(integer) : real;
+  if (is_integer || is_real) {
+    throw OpError(std::string("attribute ") + attribute.name + " is " + (is_integer ? "an int" : "a float") +
+                  ", expected " + (wanted_integer ? "an int" : "a float"));
+  }
+  if (attribute.required) throw OpError(std::string("attribute ") + attribute.name + " is missing");
+  return attribute.otherwise;
+}
+
+std::string node_name(const OrtApi& api, const OrtKernelInfo* info) {
+  char name[256];
+  size_t size = sizeof(name);
+  return succeeds(api, api.KernelInfo_GetNodeName(info, name, &size)) ? name : "";
+}
+
+std::unique_ptr<Kernel> create(const WrappedOperator& self, const OrtKernelInfo* info) {
   const OrtApi& api = *self.api;
-  const Operator& op = *self.op;
+  const Operator& op = self.op();
+  Node node;
+  node.op = &op;
+  for (int i = 0; i < op.attribute_count; ++i)
+    node.attributes[i] = read_attribute(api, op.attributes[i], info);
+  Tensor constants[kMaxTensors];
+  Sizes sizes(*self.shapes);
+  for (int i = 0; i < op.input_count; ++i) {
+    int is_constant = 0;
+    const OrtValue* value = nullptr;
+    check(api.KernelInfoGetConstantInput_tensor(info, static_cast<size_t>(i), &is_constant, &value));
+    if (!is_constant) continue;
+    constants[i] = read_tensor(api, op.inputs[i], self.inputs[i], value);
+    sizes.learn(i, constants[i].dims);
+    node.constants[i] = &constants[i];
+  }
+  return op.create(node);
+}
+
+void compute(const NodeKernel& me, OrtKernelContext* context) {
+  const WrappedOperator& self = *me.wrapped;
+  const OrtApi& api = *self.api;
+  const Operator& op = self.op();
   Tensor inputs[kMaxTensors];
   Tensor outputs[kMaxTensors];
-  Dimensions dimensions;
+  Sizes sizes(*self.shapes);
   for (int i = 0; i < op.input_count; ++i) {
     const OrtValue* value = nullptr;
     check(api.KernelContext_GetInput(context, static_cast<size_t>(i), &value));
-    OwnedShape shape(api);
-    check(api.GetTensorTypeAndShape(value, shape.out()));
-    shape.read(op, op.inputs[i], inputs[i].dims);
-    for (int axis = 0; axis < op.inputs[i].rank; ++axis) {
-      dimensions.learn(api, op, op.inputs[i], axis, inputs[i].dims[axis]);
-    }
-    check(api.GetTensorMutableData(const_cast<OrtValue*>(value), &inputs[i].data));
+    inputs[i] = read_tensor(api, op.inputs[i], self.inputs[i], value);
+    sizes.learn(i, inputs[i].dims);
   }
+  sizes.check_sums(inputs);
   for (int i = 0; i < op.output_count; ++i) {
-    const TensorContract& tensor = op.outputs[i];
-    for (int axis = 0; axis < tensor.rank; ++axis) {
-      outputs[i].dims[axis] = dimensions.at(tensor.dims[axis]).size;
+    const auto rank = static_cast<size_t>(op.outputs[i].rank);
+    for (size_t axis = 0; axis < rank; ++axis) {
+      outputs[i].dims[axis] = sizes.of(self.shapes->output(i, static_cast<int>(axis)));
     }
+    outputs[i].dtype = self.outputs[i];
     OrtValue* value = nullptr;
-    check(api.KernelContext_GetOutput(context, static_cast<size_t>(i), outputs[i].dims,
-                                      static_cast<size_t>(tensor.rank), &value));
+    check(api.KernelContext_GetOutput(context, static_cast<size_t>(i), outputs[i].dims, rank, &value));
     check(api.GetTensorMutableData(value, &outputs[i].data));
   }
   const void* pool[2] = {&api, context};
-  op.run(inputs, outputs, Parallel(&run_on_pool, pool));
+  // ONNX Runtime does not tell the size of its pool; by default it is that of the machine.
+  static const size_t threads = std::max(1U, std::thread::hardware_concurrency());
+  me.kernel->run(inputs, outputs, Parallel(&run_on_pool, pool, threads));
 }
 
 // Gives each output the sizes and names that the inputs have for its dimensions, as far as they are known.
 void infer(const WrappedOperator& self, OrtShapeInferContext* context) {
   const OrtApi& api = *self.api;
-  const Operator& op = *self.op;
-  Dimensions dimensions;
+  const Operator& op = self.op();
+  Sizes sizes(*self.shapes);
+  std::vector<std::string> symbols(self.shapes->names().size());
   for (int i = 0; i < op.input_count; ++i) {
-    const TensorContract& tensor = op.inputs[i];
-    const auto rank = static_cast<size_t>(tensor.rank);
+    const auto rank = static_cast<size_t>(op.inputs[i].rank);
     OrtTensorTypeAndShapeInfo* shape = nullptr;  // Lent: the context owns it.
     size_t actual = 0;
     check(api.ShapeInferContext_GetInputTypeShape(context, static_cast<size_t>(i), &shape));
     check(api.GetDimensionsCount(shape, &actual));
     if (actual != rank) continue;  // Unknown so far; a wrong rank is found when the node runs.
-    int64_t sizes[kMaxRank];
-    const char* symbols[kMaxRank] = {};
-    check(api.GetDimensions(shape, sizes, rank));
-    check(api.GetSymbolicDimensions(shape, symbols, rank));
-    for (int axis = 0; axis < tensor.rank; ++axis) {
-      dimensions.learn(api, op, tensor, axis, sizes[axis], symbols[axis] == nullptr ? "" : symbols[axis]);
+    int64_t dims[kMaxRank];
+    const char* names[kMaxRank] = {};
+    check(api.GetDimensions(shape, dims, rank));
+    check(api.GetSymbolicDimensions(shape, names, rank));
+    sizes.learn(i, dims);
+    for (size_t axis = 0; axis < rank; ++axis) {
+      const Extent& extent = self.shapes->input(i, static_cast<int>(axis));
+      if (extent.terms != 1 || names[axis] == nullptr) continue;
+      std::string& symbol = symbols[extent.dims[0]];
+      if (symbol.empty()) symbol = names[axis];
     }
   }
   for (int i = 0; i < op.output_count; ++i) {
-    const TensorContract& tensor = op.outputs[i];
-    const auto rank = static_cast<size_t>(tensor.rank);
+    const auto rank = static_cast<size_t>(op.outputs[i].rank);
     int64_t dims[kMaxRank];
-    const char* symbols[kMaxRank];
+    std::string sums[kMaxRank];
+    const char* names[kMaxRank];
     bool known = true;
     for (size_t axis = 0; axis < rank; ++axis) {
-      const Dimension& dimension = dimensions.at(tensor.dims[axis]);
-      dims[axis] = dimension.size;
-      symbols[axis] = dimension.size < 0 ? dimension.symbol : "";
-      known = known && (dimension.size >= 0 || dimension.symbol[0] != '\0');
+      const Extent& extent = self.shapes->output(i, static_cast<int>(axis));
+      dims[axis] = sizes.of(extent);
+      for (int term = 0; dims[axis] < 0 && term < extent.terms; ++term) {
+        const std::string& symbol = symbols[extent.dims[term]];
+        known = known && !symbol.empty();
+        sums[axis] += (term ? " + " : "") + symbol;
+      }
+      names[axis] = sums[axis].c_str();
     }
     if (!known) continue;  // A size of -1 without a name would be taken for a size.
     OwnedShape shape(api);
     check(api.CreateTensorTypeAndShapeInfo(shape.out()));
-    check(api.SetTensorElementType(shape.get(), element_type(tensor.dtype)));
+    check(api.SetTensorElementType(shape.get(), element_type(self.outputs[i])));
     check(api.SetDimensions(shape.get(), dims, rank));
-    check(api.SetSymbolicDimensions(shape.get(), symbols, rank));
+    check(api.SetSymbolicDimensions(shape.get(), names, rank));
     check(api.ShapeInferContext_SetOutputTypeShape(context, static_cast<size_t>(i), shape.get()));
   }
 }
 
-WrappedOperator wrap(const Operator& op, const OrtApi& api) {
+// variant: which of the operator's choices of dtypes, counted like the digits of a number, the first input's fastest.
+WrappedOperator wrap(const Shapes& shapes, int variant, const OrtApi& api) {
   WrappedOperator self;
-  self.op = &op;
+  self.shapes = &shapes;
   self.api = &api;
+  const Operator& op = shapes.op();
+  for (int i = 0; i < op.input_count; ++i) {
+    const DTypes& dtypes = op.inputs[i].dtypes;
+    self.inputs[i] = dtypes.of[variant % dtypes.count];
+    variant /= dtypes.count;
+  }
+  for (int i = 0; i < op.output_count; ++i)
+    self.outputs[i] = op.outputs[i].dtypes.of[0];
   OrtCustomOp& ort = self.ort;
   ort.version = kApiVersion;
-  ort.GetName = [](const OrtCustomOp* custom) { return wrapped(custom).op->name; };
+  ort.GetName = [](const OrtCustomOp* custom) { return wrapped(custom).op().name; };
   ort.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
   ort.GetInputTypeCount = [](const OrtCustomOp* custom) {
-    return static_cast<size_t>(wrapped(custom).op->input_count);
+    return static_cast<size_t>(wrapped(custom).op().input_count);
   };
   ort.GetOutputTypeCount = [](const OrtCustomOp* custom) {
-    return static_cast<size_t>(wrapped(custom).op->output_count);
+    return static_cast<size_t>(wrapped(custom).op().output_count);
   };
   ort.GetInputType = [](const OrtCustomOp* custom, size_t index) {
-    return element_type(wrapped(custom).op->inputs[index].dtype);
+    return element_type(wrapped(custom).inputs[index]);
   };
   ort.GetOutputType = [](const OrtCustomOp* custom, size_t index) {
-    return element_type(wrapped(custom).op->outputs[index].dtype);
+    return element_type(wrapped(custom).outputs[index]);
   };
   ort.GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
   ort.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
   ort.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
-  ort.GetStartVersion = [](const OrtCustomOp* custom) { return wrapped(custom).op->version; };
-  ort.GetEndVersion = [](const OrtCustomOp* custom) { return wrapped(custom).op->version; };
-  ort.CreateKernelV2 = [](const OrtCustomOp* custom, const OrtApi*, const OrtKernelInfo*,
+  ort.GetStartVersion = [](const OrtCustomOp* custom) { return wrapped(custom).op().version; };
+  ort.GetEndVersion = [](const OrtCustomOp* custom) { return wrapped(custom).op().version; };
+  ort.CreateKernelV2 = [](const OrtCustomOp* custom, const OrtApi*, const OrtKernelInfo* info,
                           void** kernel) -> OrtStatusPtr {
-    *kernel = const_cast<OrtCustomOp*>(custom);
-    return nullptr;
+    const WrappedOperator& me = wrapped(custom);
+    auto made = std::make_unique<NodeKernel>();
+    made->wrapped = &me;
+    const std::string name = node_name(*me.api, info);
+    made->where = me.op().name + (name.empty() ? "" : " (" + name + ")");
+    OrtStatus* status = guarded(*me.api, made->where, [&] { made->kernel = create(me, info); });
+    if (status == nullptr) *kernel = made.release();
+    return status;
   };
-  ort.KernelDestroy = [](void*) {};
+  ort.KernelDestroy = [](void* kernel) { delete static_cast<NodeKernel*>(kernel); };
   ort.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatusPtr {
-    const WrappedOperator& me = wrapped(static_cast<OrtCustomOp*>(kernel));
-    return guarded(*me.api, [&] { compute(me, context); });
+    const NodeKernel& me = *static_cast<NodeKernel*>(kernel);
+    return guarded(*me.wrapped->api, me.where, [&] { compute(me, context); });
   };
   ort.InferOutputShapeFn = [](const OrtCustomOp* custom, OrtShapeInferContext* context) -> OrtStatusPtr {
     const WrappedOperator& me = wrapped(custom);
     // ONNX Runtime drops what comes back here: shapes that contradict each other are reported when the node runs.
-    OrtStatus* status = guarded(*me.api, [&] { infer(me, context); });
+    OrtStatus* status = guarded(*me.api, me.op().name, [&] { infer(me, context); });
     if (status != nullptr) me.api->ReleaseStatus(status);
     return nullptr;
   };
@@ -302,14 +358,22 @@ WrappedOperator wrap(const Operator& op, const OrtApi& api) {
 OrtCustomOpDomain* domain(const OrtApi& api) {
   static std::mutex mutex;
   static OrtCustomOpDomain* made = nullptr;
-  static WrappedOperator operators[64];
+  static std::deque<WrappedOperator> operators;  // Neither of them moves its elements when it grows.
+  static std::deque<Shapes> shapes;
   const std::lock_guard<std::mutex> lock(mutex);
   if (made == nullptr) {
     OrtCustomOpDomain* fresh = nullptr;
     check(api.CreateCustomOpDomain("vitrify", &fresh));
     for (int i = 0; i < kOperatorCount; ++i) {
-      operators[i] = wrap(*kOperators[i], api);
-      check(api.CustomOpDomain_Add(fresh, &operators[i].ort));
+      const Operator& op = *kOperators[i];
+      shapes.emplace_back(op);
+      int variants = 1;
+      for (int input = 0; input < op.input_count; ++input)
+        variants *= op.inputs[input].dtypes.count;
+      for (int variant = 0; variant < variants; ++variant) {
+        operators.push_back(wrap(shapes.back(), variant, api));
+        check(api.CustomOpDomain_Add(fresh, &operators.back().ort));
+      }
     }
     made = fresh;
   }
@@ -328,5 +392,6 @@ VITRIFY_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const Or
         std::string("vitrify's operators need ONNX Runtime 1.18 or newer, this is ") + base->GetVersionString();
     return base->GetApi(1)->CreateStatus(ORT_FAIL, message.c_str());
   }
-  return vitrify::guarded(*api, [&] { vitrify::check(api->AddCustomOpDomain(options, vitrify::domain(*api))); });
+  return vitrify::guarded(*api, "vitrify",
+                          [&] { vitrify::check(api->AddCustomOpDomain(options, vitrify::domain(*api))); });
 }

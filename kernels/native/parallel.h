@@ -2,7 +2,9 @@
 // thread, and returns when all are done.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
+#include <exception>
 
 namespace vitrify {
 
@@ -14,8 +16,12 @@ class Parallel {
 
   // The calling thread alone.
   Parallel() = default;
-  Parallel(Run run, const void* pool) : run_(run), pool_(pool) {}
+  // threads: how many may share the tasks, as far as known: for choosing sizes, never for results.
+  Parallel(Run run, const void* pool, size_t threads) : run_(run), pool_(pool), threads_(threads) {}
 
+  size_t threads() const { return threads_; }
+
+  // What a body throws reaches the caller when all tasks are done; of several, one.
   template <typename Body>
   void for_each(size_t count, const Body& body) const {
     if (run_ == nullptr || count < 2) {
@@ -24,13 +30,30 @@ class Parallel {
       }
       return;
     }
-    const Task task = [](void* state, size_t index) { (*static_cast<const Body*>(state))(index); };
-    run_(pool_, count, task, const_cast<Body*>(&body));
+    State<Body> state{body, {false}, nullptr};
+    const Task task = [](void* opaque, size_t index) {
+      State<Body>& shared = *static_cast<State<Body>*>(opaque);
+      try {
+        shared.body(index);
+      } catch (...) {
+        if (!shared.failed.exchange(true)) shared.error = std::current_exception();
+      }
+    };
+    run_(pool_, count, task, &state);
+    if (state.error) std::rethrow_exception(state.error);
   }
 
  private:
+  template <typename Body>
+  struct State {
+    const Body& body;
+    std::atomic<bool> failed;
+    std::exception_ptr error;
+  };
+
   Run run_ = nullptr;
   const void* pool_ = nullptr;
+  size_t threads_ = 1;
 };
 
 }  // namespace vitrify

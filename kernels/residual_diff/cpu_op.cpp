@@ -42,11 +42,15 @@ void residual_diff(const float* h1, const float* h0, const float* r_ref, float* 
   }
 }
 
-void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) {
-  const int64_t* dims = inputs[0].dims;
-  residual_diff(inputs[0].as<const float>(), inputs[1].as<const float>(), inputs[2].as<const float>(),
-                outputs[0].as<float>(), outputs[1].as<float>(), dims[0], dims[1] * dims[2], parallel);
-}
+class ResidualDiff final : public Kernel {
+ public:
+  explicit ResidualDiff(const Node&) {}
+  void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const override {
+    const int64_t* dims = inputs[0].dims;
+    residual_diff(inputs[0].as<const float>(), inputs[1].as<const float>(), inputs[2].as<const float>(),
+                  outputs[0].as<float>(), outputs[1].as<float>(), dims[0], dims[1] * dims[2], parallel);
+  }
+};
 
 constexpr TensorContract kInputs[] = {
     {"h1", DType::float32, 3, {"batch", "tokens", "width"}},
@@ -60,7 +64,7 @@ constexpr TensorContract kOutputs[] = {
 
 }  // namespace
 
-const Operator kResidualDiff = {"ResidualDiff", 1, kInputs, 3, kOutputs, 2, &run};
+const Operator kResidualDiff = {"ResidualDiff", 1, nullptr, 0, kInputs, 3, kOutputs, 2, &create_kernel<ResidualDiff>};
 
 }  // namespace vitrify
 

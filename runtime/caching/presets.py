@@ -8,10 +8,24 @@ from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
 
-from vitrify.engine.cache_policy import MASK_PRESETS, Always, Cache, FirstBlock, Guards, Hold, Interval, Mask, Predictor, Taylor
+from vitrify.engine.artifact import Artifact
+from vitrify.engine.artifact.presets import Presets, read_presets
+from vitrify.engine.cache_policy import (
+    MASK_PRESETS,
+    Always,
+    Cache,
+    FirstBlock,
+    Guards,
+    Hold,
+    Interval,
+    Magnitude,
+    Mask,
+    Predictor,
+    Taylor,
+)
 from vitrify.engine.errors import RequestError, SpecError
 
-__all__ = ["PREDICTORS", "PRESETS", "named_cache"]
+__all__ = ["MEASURED", "PREDICTORS", "PRESETS", "named_cache"]
 
 _SHORT = Guards(only_above_steps=8)  # distilled models of so few steps gain nothing
 _CAREFUL = Guards(warmup_steps=4, max_consecutive_skips=3, only_above_steps=8)
@@ -27,23 +41,34 @@ PRESETS: Mapping[str, Callable[..., Cache]] = MappingProxyType(
 )
 """Name → its cache, from what stands behind the colons."""
 
+MEASURED = ("magcache", "tuned")
+"""Names of what `vitrify calibrate` and `vitrify tune` measured of an artifact."""
+
 PREDICTORS = tuple(f"{kind}{of}" for kind in ("hold", "taylor1", "taylor2") for of in ("", "-residual", "-output"))
 
 
-def named_cache(name: str, predictor: str | None = None, guards: Sequence[str] = ()) -> Cache:
-    """The cache called `name`, e.g. "first-block:0.08", "taylorseer:5:9", "interval:3:3", "mask:fast", "mask:1101", "none".
+def named_cache(
+    name: str,
+    predictor: str | None = None,
+    guards: Sequence[str] = (),
+    *,
+    artifact: Artifact | None = None,
+    steps: int | None = None,
+) -> Cache:
+    """The cache called `name`, e.g. "first-block:0.08", "taylorseer:5:9", "mask:fast", "mask:1101", "magcache", "tuned", "none".
 
     predictor: one of PREDICTORS, instead of the preset's. guards: "warmup_steps=4" and the like, over the preset's.
-    Raises RequestError naming what is unknown or out of range.
+    artifact: whose measured presets the names in MEASURED mean. steps: of the request; "tuned" serves one number of them.
+    Raises RequestError naming what is unknown, out of range or not measured yet, ArtifactError for a damaged presets file.
     """
     word, *arguments = name.split(":")
-    if word not in PRESETS:
-        raise RequestError(f"cache {name!r} is unknown; known: {', '.join(PRESETS)}")
+    if word not in PRESETS and word not in MEASURED:
+        raise RequestError(f"cache {name!r} is unknown; known: {', '.join((*PRESETS, *MEASURED))}")
     try:
-        preset = PRESETS[word](*arguments)
+        preset = _measured(word, arguments, artifact, steps) if word in MEASURED else PRESETS[word](*arguments)
         chosen = preset.predictor if predictor is None else _predictor(predictor)
         return Cache(preset.decision, chosen, _guards(preset.guards, guards))
-    except SpecError as error:
+    except (RequestError, SpecError) as error:
         raise RequestError(f"cache {name!r}: {error}") from error
     except (TypeError, ValueError):
         raise RequestError(f"cache {name!r} cannot be read; forms: {', '.join(_FORMS)}") from None
@@ -55,7 +80,33 @@ _FORMS = (
     "taylorseer[:interval[:warmup]]",
     "interval[:interval[:warmup]]",
     "mask:preset or 1s and 0s",
+    "magcache[:threshold]",
+    "tuned",
 )
+
+
+def _measured(word: str, arguments: Sequence[str], artifact: Artifact | None, steps: int | None) -> Cache:
+    if artifact is None:
+        raise RequestError("it was measured with an artifact; name it on a request to that artifact")
+    presets: Presets = read_presets(artifact)
+    if word == "magcache":
+        if presets.calibration is None:
+            raise RequestError(f"it needs a measured table; run `vitrify calibrate {artifact.root} --prompts FILE` first")
+        return _magcache(presets.calibration.ratios, *arguments)
+    if arguments:
+        raise ValueError(arguments)
+    if presets.tuned is None:
+        raise RequestError(f"nothing was tuned yet; run `vitrify tune {artifact.root} --prompts FILE` first")
+    if steps is not None and steps != presets.tuned.steps:
+        raise RequestError(
+            f"it was tuned on requests of {presets.tuned.steps} steps, this one has {steps}; ask for {presets.tuned.steps}, "
+            f"or run `vitrify tune {artifact.root} --prompts FILE --steps {steps}`"
+        )
+    return presets.tuned.cache
+
+
+def _magcache(ratios: tuple[float, ...], threshold: str = "0.06") -> Cache:
+    return Cache(Magnitude(ratios, float(threshold)), None, _SHORT)
 
 
 def _predictor(name: str) -> Predictor:

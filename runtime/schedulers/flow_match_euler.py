@@ -28,6 +28,8 @@ __all__ = ["FlowMatchEuler", "Schedule"]
 
 Array = NDArray[Any]
 
+_MOST_STEPS = 10_000  # a slip of the hand is refused before it asks for memory
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -68,9 +70,11 @@ class FlowMatchEuler:
         """The times of `num_inference_steps` steps over an image of `image_tokens` packed tokens.
 
         sigmas: raw noise levels, one a step, before any shift; None: 1 … 1/steps, evenly.
-        Raises RequestError for steps < 1, another number of sigmas, sigmas outside 0..1, and a schedule that is not finite.
+        Raises RequestError for steps outside 1..10,000, another number of sigmas, sigmas outside 0..1, a schedule not finite.
         """
-        raw = self._raw(check_count(num_inference_steps, "num_inference_steps"), sigmas)
+        if check_count(num_inference_steps, "num_inference_steps") > _MOST_STEPS:
+            raise RequestError(f"num_inference_steps={num_inference_steps}: expected at most {_MOST_STEPS}")
+        raw = self._raw(num_inference_steps, sigmas)
         shifted = self._stretched(self._shifted(raw, image_tokens))
         if not np.isfinite(shifted).all():
             raise RequestError(

@@ -316,3 +316,9 @@ def test_many_threads_share_one_session_and_lose_none(keep: bool) -> None:
     holder.close()
     assert set(opener.closed) == {1}
     assert len(opener.opened) == 1 if keep else len(opener.opened) >= 1
+
+
+def test_an_array_beyond_all_memory_is_a_named_error() -> None:
+    for shape in ((2**40, 2**30), (2**62, 2**62)):
+        with pytest.raises(BackendError, match=r"no memory for float32\[.* bytes; ask for fewer"):
+            aligned_empty(shape, np.dtype(np.float32))

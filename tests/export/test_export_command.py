@@ -91,6 +91,12 @@ def test_flux_defaults_are_those_of_dev_and_schnell(guided: bool, tokens: int, s
         ({"transformer": {"attention_head_dim": None}}, r"transformer: its config.json has no 'attention_head_dim'"),
         ({"vae": {"block_out_channels": None}}, r"vae: its config.json has no 'block_out_channels'"),
         ({"text_encoder_2": {"vocab_size": None}}, r"text_encoder_2: its config.json has no 'vocab_size'"),
+        ({"transformer": {"num_layers": "a"}}, r"transformer: num_layers is 'a' .*expected a whole number of at least 0"),
+        ({"transformer": {"num_layers": -1}}, r"transformer: num_layers is -1 .*expected a whole number of at least 0"),
+        ({"transformer": {"attention_head_dim": True}}, r"transformer: attention_head_dim is True .*of at least 1"),
+        ({"transformer": {"axes_dims_rope": [4, 4, 4]}}, r"axes_dims_rope is \[4, 4, 4\], expected even numbers with the sum 16"),
+        ({"transformer": {"axes_dims_rope": [5, 5, 6]}}, r"axes_dims_rope is \[5, 5, 6\], expected even numbers"),
+        ({"transformer": {"axes_dims_rope": 16}}, r"axes_dims_rope is 16, expected even numbers"),
     ],
 )
 def test_configurations_that_do_not_fit_are_refused_by_name(changes: dict[str, Any], message: str) -> None:

@@ -215,6 +215,8 @@ def test_shapes_and_dtypes_are_checked() -> None:
         resolved(["a"], files_with("a", shape=(3,)))
     with pytest.raises(CompileError, match=r"'a' in model\.safetensors: safetensors dtype 'F8_E4M3' is unsupported"):
         resolved(["a"], files_with("a", stored="F8_E4M3"))
+    with pytest.raises(CompileError, match=r"'a' in model\.safetensors is int8, expected one of BF16, F16, F32, F64; quantised"):
+        resolved(["a"], files_with("a", stored="I8"))
     resolved(["a"], WeightFiles("t", (), {**files_with("a").tensors, "b": files_with("b", stored="F8_E4M3").tensors["b"]}))
 
 

@@ -12,7 +12,7 @@ import torch
 
 from tests.runtime.toy_flux import Toy, make_toy
 from vitrify.engine.artifact import Artifact
-from vitrify.engine.errors import ArtifactError, RequestError, SpecError
+from vitrify.engine.errors import ArtifactError, BackendError, RequestError, SpecError
 from vitrify.engine.specs import Dim
 from vitrify.runtime import PixelGenerationContext
 from vitrify.runtime.families.registry import FAMILIES, family
@@ -78,8 +78,10 @@ CASES: list[tuple[dict[str, Any], str]] = [
         "num_inference_steps=4 and 2 sigmas contradict each other",
     ),
     ({"prompt": "cat", "sigmas": []}, "num_inference_steps=0"),
+    ({"prompt": "cat", "num_inference_steps": 10**9}, "num_inference_steps=1000000000: expected at most 10000"),
     ({"prompt": "cat", "sigmas": [1.0, float("nan")]}, "sigmas: got"),
     ({"prompt": "cat", "sigmas": [2.0, 1.0]}, "expected numbers from 0 to 1"),
+    ({"prompt": "cat", "sigmas": [[1.0], [1.0, 0.5]]}, "sigmas: got [[1.0], [1.0, 0.5]], expected a list of numbers"),
     ({"prompt": "cat", "sigmas": 0.5}, "sigmas: got 0.5, expected a list of numbers from 0 to 1"),
     ({"prompt": "cat", "guidance_scale": float("inf")}, "guidance_scale=inf: expected a finite number"),
     ({"prompt": "cat", "true_cfg_scale": "2"}, "true_cfg_scale='2': expected a finite number"),
@@ -110,6 +112,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"prompt": "cat", "latents": LATENTS, "seed": 3}, "seed and latents both say where to start"),
     ({"prompt": "cat", "seed": 1.5}, "seed=1.5: expected a whole number"),
+    ({"prompt": "cat", "seed": np.array(1)}, "seed=array(1): expected a whole number"),
     ({"prompt": "cat", "seed": "1"}, "seed='1'"),
     ({"prompt": "cat", "seed": 2**64}, "seed: got 18446744073709551616"),
     ({"prompt": "cat", "seed": [1, 2]}, "seed: got 2 seeds for 1 images"),
@@ -153,6 +156,8 @@ def test_bad_context(toy: Toy, fields: dict[str, Any], message: str) -> None:
     ("answer", "message"),
     [
         ({"prompt_embeds": EMBEDS}, "returned ['prompt_embeds']; known: cancel, latents"),
+        (5, "callback_on_step_end returned 5; expected a dictionary"),
+        ([1], "callback_on_step_end returned [1]; expected a dictionary"),
         ({"latents": LATENTS[:, :3]}, "the callback's latents: got float32[1, 3, 12]"),
         ({"latents": with_nan(LATENTS)}, "NaN"),
     ],
@@ -161,6 +166,13 @@ def test_bad_answer_of_a_callback(toy: Toy, answer: Any, message: str) -> None:
     with pytest.raises(RequestError, match=re.escape(message)):
         toy.pipe("cat", callback_on_step_end=lambda *_: answer)
     assert toy.pipe("cat", seed=1, output_type="uint8").images.shape == (1, 16, 16, 3)
+
+
+def test_pictures_that_overflow_are_an_error(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = toy.pipe.decode
+    monkeypatch.setattr(toy.pipe, "decode", lambda latents, size: np.full_like(decode(latents, size), np.nan))
+    with pytest.raises(BackendError, match="images are not finite though the latents are"):
+        toy.pipe("cat", seed=1)
 
 
 def test_an_error_in_a_callback_ends_its_request_alone(toy: Toy) -> None:

@@ -1,0 +1,1 @@
+"""Choosing a step cache for one artifact on one machine: measure, compare pictures, search."""

@@ -1,0 +1,57 @@
+"""The requests that are measured: a file of prompts, one request each, always from the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitrify.engine.cache_policy import Always, Cache
+from vitrify.engine.errors import RequestError
+from vitrify.runtime.compiled import CompiledPipeline
+from vitrify.runtime.context import PixelGenerationContext
+from vitrify.runtime.request import PreparedRequest
+
+__all__ = ["Requests", "read_prompts"]
+
+_MAX_BYTES = 2**24
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a text file that are not blank, each once. Raises RequestError for a file that cannot be read or has none."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise RequestError(f"--prompts {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"--prompts {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    if len(data) > _MAX_BYTES:
+        raise RequestError(f"--prompts {path}: larger than {_MAX_BYTES} bytes; give fewer prompts")
+    prompts = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if not prompts:
+        raise RequestError(f"--prompts {path}: no prompts, expected one a line")
+    return prompts
+
+
+class Requests:
+    """One request a prompt; that of prompt i draws its noise from seed + i. All else is the artifact's default."""
+
+    def __init__(self, pipe: CompiledPipeline, prompts: Sequence[str], steps: int, seed: int) -> None:
+        self.pipe = pipe
+        self.prompts = tuple(prompts)
+        self.steps = steps
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def prepared(self, index: int, cache: Cache | None = None, steps: int | None = None) -> PreparedRequest:
+        """The request of prompt `index` under `cache` (None: no cache), of `steps` steps instead of the usual number."""
+        context = PixelGenerationContext(
+            prompt=self.prompts[index],
+            seed=self.seed + index,
+            num_inference_steps=self.steps if steps is None else steps,
+            cache=Cache(Always()) if cache is None else cache,
+        )
+        return self.pipe.prepare_inputs(context)
