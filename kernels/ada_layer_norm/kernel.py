@@ -10,7 +10,7 @@ __all__ = ["ada_norm"]
 
 
 @triton.jit
-def ada_norm(  # noqa: N803
+def ada_norm(
     x, modulation, tokens, width, columns, factor_at, shift_at, y,
     CENTRED: tl.constexpr, EPSILON: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip

@@ -71,6 +71,9 @@ def compile_variant(variant: Variant, arch: Arch, tile: Tile) -> Compiled:
     unknown = (set(types) | set(constants)) - set(function.arg_names)
     if unknown:
         raise CompileError(f"{what}: {variant.kernel.function} has no parameters {sorted(unknown)}")
+    order = [name for name in function.arg_names if name in types]
+    if order != list(types):
+        raise CompileError(f"{what}: {variant.kernel.function} takes {order}, the description says {list(types)}")
     source = ASTSource(
         function,
         {name: types[name][0] if name in types else "constexpr" for name in function.arg_names},

@@ -17,15 +17,38 @@ from vitrify.kernels.aot.targets import CARDS, Card
 
 __all__ = ["SIZES", "Estimate", "estimate", "occupancy", "rows", "table"]
 
-SIZES: Mapping[str, Mapping[str, int]] = {
+_HIDDEN = {"batch": 1, "tokens": 4096, "width": 3072, "columns": 18432}
+_ROW = {**_HIDDEN, "width": "min(BLOCK, 3072)"}
+_HEADS = {"batch": 1, "width": 3072, "heads": "3072 / HEAD_DIM"}
+_JOINT = {**_HEADS, "tokens_0": 4608, "keys": 4608}
+_LINEAR = {"batch": 1, "tokens": 4096, "in_0": 3072, "out": 12288, "columns": 18432}
+
+SIZES: Mapping[str, Mapping[str, int | str]] = {
+    "ada_layer_norm": _ROW,
+    "ada_rms_norm": _ROW,
+    "attention": _JOINT,
+    "attention_2_norm_rotary": {**_HEADS, "tokens_0": 512, "tokens_1": 4096},
+    "attention_bias": {**_HEADS, "tokens_0": 512, "keys": 512},
+    "attention_norm_rotary": _JOINT,
+    "gated_residual": _HIDDEN,
+    "linear": _LINEAR,
+    "linear_2_gated_residual": {**_LINEAR, "tokens": 4608, "in_1": 12288, "out": 3072},
+    "linear_gated_residual": {**_LINEAR, "in_0": 12288, "out": 3072},
+    "linear_gelu": _LINEAR,
+    "linear_no_bias": _LINEAR,
+    "qk_norm_rope": {**_HEADS, "tokens": 4096},
     "residual_diff": {"batch": 1, "row": 4096 * 3072},
     "residual_diff_total": {"batch": 1, "pieces": 4096 * 3072 // 8192},
-    "taylor_update_1": {"elements": 4096 * 3072},
-    "taylor_update_2": {"elements": 4096 * 3072},
     "taylor_predict_1": {"elements": 4096 * 3072},
     "taylor_predict_2": {"elements": 4096 * 3072},
+    "taylor_update_1": {"elements": 4096 * 3072},
+    "taylor_update_2": {"elements": 4096 * 3072},
 }
-"""Kernel → the sizes that estimates are made for: a step of FLUX.1-dev at 1024 × 1024, 4096 image and 512 text tokens."""
+"""Kernel → the sizes that estimates are made for, numbers or expressions over its constants: a step of FLUX.1-dev at
+1024 × 1024, 4096 image and 512 text tokens; variants for other widths are asked the same work in heads or rows of theirs."""
+
+_TF32_PRODUCTS = 2 * 3
+"""float32 on tensor cores: three products in TF32, which runs at half the speed of float16."""
 
 _REGISTER_UNIT = 256
 _RESERVED_SHARED = 1024
@@ -49,17 +72,20 @@ class Estimate:
     bound: str
 
 
-def estimate(kernel: GpuKernel, name: str, variant: str, card: Card, sizes: Mapping[str, int]) -> Estimate | None:
+def estimate(kernel: GpuKernel, name: str, variant: str, card: Card, sizes: Mapping[str, int | str]) -> Estimate | None:
     """The estimate of one variant, or None if it was not built for the card. sizes: the kernel's int32 arguments and sizes."""
     spec = kernel.variants[variant]
     image = spec.images.get(card.arch)
     if image is None or image.registers is None:
         return None
     whole = {key: value for key, value in spec.constants.items() if isinstance(value, int)}
-    values = {**whole, **image.tile, **sizes, "itemsize": DType.from_name(spec.dtype).itemsize}
+    dtype = DType.from_name(spec.dtype)
+    asked = {key: evaluate(size, whole) if isinstance(size, str) else size for key, size in sizes.items()}
+    values = {**whole, **image.tile, **asked, "itemsize": dtype.itemsize}
     flops, moved = evaluate(kernel.flops, values), evaluate(kernel.moved_bytes, values)
     on_tensor_cores = bool(image.tensor_core_instructions)
-    compute = flops / (card.tensor_flops if on_tensor_cores else card.vector_flops)
+    tensor_flops = card.tensor_flops / (_TF32_PRODUCTS if dtype == DType.FLOAT32 else 1)
+    compute = flops / (tensor_flops if on_tensor_cores else card.vector_flops)
     memory = moved / card.bandwidth
     return Estimate(
         kernel=name,

@@ -17,7 +17,7 @@ __all__ = ["evaluate", "names"]
 
 
 def _divide(a: int, b: int) -> int:
-    if b == 0 or a % b:
+    if b <= 0 or a % b:
         raise ValueError(f"{a} / {b} is no whole number")
     return a // b
 

@@ -17,7 +17,7 @@ __all__ = ["attention"]
 
 
 @triton.jit
-def attention(  # noqa: N803
+def attention(
     q_0,
     q_1,
     k,
@@ -102,7 +102,7 @@ def attention(  # noqa: N803
 
 
 @triton.jit
-def _attend(  # noqa: N803
+def _attend(
     acc, largest, total, q, k, v, bias, m, first, tokens, keys, width,
     HEAD_DIM: tl.constexpr, FACTOR: tl.constexpr, CAUSAL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_TAIL: tl.constexpr,
@@ -126,7 +126,7 @@ def _attend(  # noqa: N803
 
 
 @triton.jit
-def _tile(  # noqa: N803
+def _tile(
     acc, largest, total, q, k, v, bias, m, start, tokens, keys, width,
     HEAD_DIM: tl.constexpr, FACTOR: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -145,9 +145,12 @@ def _tile(  # noqa: N803
         key = tl.load(k + at)
     scores = tl.dot(q, tl.trans(key), input_precision="tf32x3") * FACTOR
     if bias is not None:
-        at_bias = m[:, None].to(tl.int64) * keys + n[None, :]
-        known = (m[:, None] < tokens) & (n[None, :] < keys)
-        scores += tl.load(bias + at_bias, known, other=0.0) * LOG2_E
+        # Rows beyond the last read the last: what they give is not stored.
+        rows = bias + tl.minimum(m, tokens - 1).to(tl.int64) * keys
+        if MASKED:
+            scores += tl.load(rows[:, None] + n[None, :], n[None, :] < keys, other=0.0) * LOG2_E
+        else:
+            scores += tl.load(rows[:, None] + n[None, :]) * LOG2_E
     if MASKED:
         seen = n[None, :] < keys
         if CAUSAL:

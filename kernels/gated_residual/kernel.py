@@ -10,9 +10,7 @@ __all__ = ["gated_residual"]
 
 
 @triton.jit
-def gated_residual(  # noqa: N803
-    x, y, modulation, tokens, width, columns, gate_at, out, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr
-):
+def gated_residual(x, y, modulation, tokens, width, columns, gate_at, out, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr):
     """out = x + gate · y. x, y, out: [batch, tokens, width], modulation: [batch, columns] float32.
 
     Grid: (tiles of the width, tiles of tokens, batch).

@@ -10,7 +10,7 @@ __all__ = ["norm_rope", "qk_norm_rope"]
 
 
 @triton.jit
-def norm_rope(x, norm, cos, sin, position, inside, HEAD_DIM: tl.constexpr, EPSILON: tl.constexpr):  # noqa: N803
+def norm_rope(x, norm, cos, sin, position, inside, HEAD_DIM: tl.constexpr, EPSILON: tl.constexpr):
     """x: [rows, power of two ≥ HEAD_DIM] float32, zero beyond HEAD_DIM → the same, normalised and turned.
 
     norm: [HEAD_DIM], cos, sin: [positions, HEAD_DIM / 2], float32. position: [rows], the row of the tables, where `inside`.
@@ -30,7 +30,7 @@ def norm_rope(x, norm, cos, sin, position, inside, HEAD_DIM: tl.constexpr, EPSIL
 
 
 @triton.jit
-def qk_norm_rope(  # noqa: N803
+def qk_norm_rope(
     x, norm, cos, sin, tokens, width, all_tokens, before, y,
     HEAD_DIM: tl.constexpr, EPSILON: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip

@@ -13,7 +13,7 @@ __all__ = ["residual_diff", "residual_diff_total"]
 
 
 @triton.jit
-def residual_diff(h1, h0, r_ref, row, r, partial, PIECE: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
+def residual_diff(h1, h0, r_ref, row, r, partial, PIECE: tl.constexpr, BLOCK: tl.constexpr):
     """r = h1 − h0 rounded to its dtype, and Σ|r − r_ref|, Σ|r_ref| of each piece of PIECE elements of a row.
 
     h1, h0, r_ref, r: [batch, row]. partial: [batch, pieces, 2] float32. Grid: (pieces, batch).
@@ -41,7 +41,7 @@ def residual_diff(h1, h0, r_ref, row, r, partial, PIECE: tl.constexpr, BLOCK: tl
 
 
 @triton.jit
-def residual_diff_total(partial, pieces, sums, BLOCK: tl.constexpr):  # noqa: N803
+def residual_diff_total(partial, pieces, sums, BLOCK: tl.constexpr):
     """sums: [batch, 2] float32, the pieces of each row of `partial` [batch, pieces, 2] added up. Grid: (batch,)."""
     batch = tl.program_id(0)
     rows = partial + batch.to(tl.int64) * pieces * 2

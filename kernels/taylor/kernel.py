@@ -10,7 +10,7 @@ __all__ = ["taylor_predict", "taylor_update"]
 
 
 @triton.jit
-def taylor_update(y, f0, f1, inverse, elements, g0, g1, g2, ORDER: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
+def taylor_update(y, f0, f1, inverse, elements, g0, g1, g2, ORDER: tl.constexpr, BLOCK: tl.constexpr):
     """g0 = y, g1 = (y − f0) · inverse[0] and, with ORDER 2, g2 = (g1 − f1) · inverse[1]. All are [elements]. Grid: (blocks,)."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < elements
@@ -24,7 +24,7 @@ def taylor_update(y, f0, f1, inverse, elements, g0, g1, g2, ORDER: tl.constexpr,
 
 
 @triton.jit
-def taylor_predict(f0, f1, f2, ahead, elements, y, ORDER: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
+def taylor_predict(f0, f1, f2, ahead, elements, y, ORDER: tl.constexpr, BLOCK: tl.constexpr):
     """y = f0 + ahead[0] · f1 or, with ORDER 2, f0 + ahead[0] · (f1 + ahead[1] · f2). All are [elements]. Grid: (blocks,)."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < elements

@@ -105,6 +105,15 @@ def test_a_parameter_that_the_function_lacks_is_named() -> None:
         compile_variant(dataclasses.replace(variant, kernel=kernel), arch("sm_80"), tile(variant, "sm_80"))
 
 
+def test_parameters_in_another_order_are_refused() -> None:
+    """Their sizes would not tell."""
+    variant = variant_of("taylor_predict_1")
+    first, second, *others = variant.kernel.parameters
+    kernel = dataclasses.replace(variant.kernel, parameters=(second, first, *others))
+    with pytest.raises(CompileError, match=r"takes \['f0', 'f1', .*, the description says \['f1', 'f0', "):
+        compile_variant(dataclasses.replace(variant, kernel=kernel), arch("sm_80"), tile(variant, "sm_80"))
+
+
 def test_spills_are_refused() -> None:
     """128 elements of each of five arrays per thread do not fit 255 registers."""
     variant = variant_of("taylor_update_2", DType.FLOAT32)
