@@ -197,6 +197,10 @@ def expected(call: Mapping[str, Any], arch_name: str = "sm_80") -> list[dict[str
     return found
 
 
+def test_every_op_has_gpu_kernels_and_a_case() -> None:
+    assert {contract.name for contract in registry.contracts()} == set(programs()) == set(CASES)
+
+
 @pytest.mark.parametrize("op", sorted(programs()))
 def test_launches_are_byte_for_byte_what_the_manifest_says(fake: Path, folder: Path, op: str, tmp_path: Path) -> None:
     call = call_of(op, DType.BFLOAT16)
