@@ -128,11 +128,12 @@ def table(manifest: CubinManifest, found: list[Estimate]) -> str:
     """The rows as text, a line each, with what they are said first."""
     lines = [
         f"{manifest.compiler}; a step of FLUX.1-dev, 1024 × 1024. Times: ESTIMATES by a roofline of data sheets, not measured.",
-        f"{'variant':<58} {'card':<9} regs  shared warps  occ.    GFLOP      MB     ≥ µs  bound",
+        f"{'variant':<70} {'card':<9} regs  shared warps  occ.    GFLOP  FLOP/B      MB     ≥ µs  bound",
     ]
     lines += [
-        f"{row.variant:<58} {row.card:<9} {row.registers:>4} {row.shared_bytes:>7} {row.num_warps:>5} {row.occupancy:>5.0%} "
-        f"{row.flops / 1e9:>8.2f} {row.moved_bytes / 1e6:>7.1f} {row.time_us:>8.1f}  {row.bound}"
+        f"{row.variant:<70} {row.card:<9} {row.registers:>4} {row.shared_bytes:>7} {row.num_warps:>5} {row.occupancy:>5.0%} "
+        f"{row.flops / 1e9:>8.2f} {row.flops / row.moved_bytes:>7.1f} {row.moved_bytes / 1e6:>7.1f} {row.time_us:>8.1f}  "
+        f"{row.bound}"
         for row in found
     ]
     return "\n".join(lines)
