@@ -1,6 +1,7 @@
 // A libcuda.so.1 that launches nothing: it writes down what it is asked, one JSON object a line, into $FAKE_CUDA_LOG.
 // FAKE_CUDA_CAPABILITY: "9.0". FAKE_CUDA_SHARED: bytes of shared memory that a block may have. FAKE_CUDA_PARAMETERS: a
-// file, `entry offset:size …` a line, what the images really take. FAKE_CUDA_FAIL: the call that fails.
+// file, `name offset:size …` a line, what the entry of that name, or the image whose text begins with it, really takes.
+// FAKE_CUDA_FAIL: the call that fails.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -16,6 +17,7 @@ namespace {
 
 struct Fake {
   std::string entry;
+  std::string image;
 };
 
 void log(const std::string& line) {
@@ -27,7 +29,7 @@ int result(const char* call) {
   return fails != nullptr && std::strcmp(fails, call) == 0 ? 700 : 0;
 }
 
-std::vector<std::pair<size_t, size_t>> parameters(const std::string& entry) {
+std::vector<std::pair<size_t, size_t>> parameters(const Fake& function) {
   std::ifstream file(std::getenv("FAKE_CUDA_PARAMETERS"));
   std::vector<std::pair<size_t, size_t>> found;
   for (std::string line; std::getline(file, line);) {
@@ -36,7 +38,7 @@ std::vector<std::pair<size_t, size_t>> parameters(const std::string& entry) {
     words >> name;
     size_t offset = 0, size = 0;
     char colon = 0;
-    while (name == entry && words >> offset >> colon >> size)
+    while ((name == function.entry || function.image.rfind(name + ".", 0) == 0) && words >> offset >> colon >> size)
       found.emplace_back(offset, size);
   }
   return found;
@@ -82,8 +84,9 @@ API int cuModuleLoadData(void** module, const void* image) {
   return result("cuModuleLoadData");
 }
 
-API int cuModuleGetFunction(void** function, void*, const char* name) {
-  *function = new Fake{name};
+API int cuModuleGetFunction(void** function, void* module, const char* name) {
+  const char* image = static_cast<const char*>(module);
+  *function = new Fake{name, std::string(image, strnlen(image, 200))};
   return result("cuModuleGetFunction");
 }
 
@@ -94,7 +97,7 @@ API int cuFuncSetAttribute(void* function, int attribute, int value) {
 }
 
 API int cuFuncGetParamInfo(void* function, size_t index, size_t* offset, size_t* size) {
-  const auto known = parameters(static_cast<Fake*>(function)->entry);
+  const auto known = parameters(*static_cast<Fake*>(function));
   if (index >= known.size()) return 1;
   *offset = known[index].first;
   *size = known[index].second;
