@@ -12,6 +12,7 @@ NATIVE_BUILD := build/native
 LIBRARY := engine/native/libvitrify_ops.so
 ROOMS := engine kernels export runtime bench
 CXX_SOURCES := $(sort $(wildcard kernels/*.cpp kernels/*.h kernels/*/*.cpp kernels/*/*.h))
+FORMATTED := $(CXX_SOURCES) bench/register_peaks.cpp
 TYPING := .typing/vitrify/py.typed
 # torch's CUDA build wants a Triton of its own; the kernels want this one, and torch runs without.
 TRITON := $(shell sed -n 's/^kernels = \["\(triton==[^"]*\)"\]$$/\1/p' pyproject.toml)
@@ -53,6 +54,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --no-build-isolation \
 	  --config-settings=build-dir=$(NATIVE_BUILD) --editable '.[cpu,export,dev]'
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps $(TRITON)
+	@# It puts this folder's parent on sys.path too, where any neighbour (a clone of triton) would pass for a package.
+	@sed -i '\#^$(abspath ..)$$#d' $(VENV)/lib/python3*/site-packages/_editable_skbc_vitrify.pth
 	@touch $@
 
 native: $(LIBRARY)
@@ -112,12 +115,12 @@ check-imports: setup
 	  $(BIN)/python -S $(BIN)/lint-imports --no-cache --no-logo
 
 check-native: setup
-	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CXX_SOURCES)
+	$(BIN)/clang-format -i $(FORMATTED)
 
 bench: setup
 	$(BIN)/vitrify bench run

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 from vitrify.engine.errors import RequestError
 
-__all__ = ["CASES", "EMOJI", "FLUX_146M", "FLUX_DEV", "Case", "TransformerShape", "case"]
+__all__ = ["CASES", "EMOJI", "FLUX_146M", "FLUX_DEV", "Case", "Kind", "TransformerShape", "case", "from_json", "to_json"]
+
+Kind = Literal["step", "picture"]
+"""What is timed: a denoising step, or whole pictures from prompt to uint8."""
 
 _TIME_CHANNELS = 256  # sinusoids that the timestep and guidance embedders take
 
@@ -83,9 +86,11 @@ class TransformerShape:
 class Case:
     """One thing to measure: a transformer at one size.
 
-    trained: the weights are the sample's; else random. batch: denoiser rows. rows, columns: image tokens down and across.
-    pixels_per_token: a token's height and width in the picture. steps: of the run that `condition` is spread over.
-    defaults: request defaults that the artifact carries.
+    model: the name that its source and its artifact are kept under; cases of one model share them.
+    trained: it draws pictures that mean something; else its weights are random. batch: denoiser rows.
+    rows, columns: image tokens down and across. pixels_per_token: a token's height and width in the picture.
+    steps: of the run that `condition` is spread over, and of a whole picture.
+    defaults: request defaults that the artifact carries. prompts: of whole pictures.
     """
 
     name: str
@@ -99,6 +104,14 @@ class Case:
     text_tokens: int
     steps: int = 20
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    kind: Kind = "step"
+    model: str = ""
+    prompts: tuple[str, ...] = ()
+
+    @property
+    def model_name(self) -> str:
+        """`model`, or the case's own name where it is not set."""
+        return self.model or self.name
 
     @property
     def image_tokens(self) -> int:
@@ -157,21 +170,23 @@ FLUX_146M = TransformerShape(
     single_blocks=4,
 )
 
+_SAMPLE = Case(
+    name="sample",
+    summary="the sample pipeline, true CFG in one lane",
+    shape=EMOJI,
+    trained=True,
+    batch=2,
+    rows=8,
+    columns=8,
+    pixels_per_token=8,
+    text_tokens=16,
+    defaults={"num_inference_steps": 20, "true_cfg_scale": 2.0, "negative_prompt": ""},
+)
+
 CASES: Mapping[str, Case] = {
     one.name: one
     for one in (
-        Case(
-            name="sample",
-            summary="the sample pipeline, true CFG in one lane",
-            shape=EMOJI,
-            trained=True,
-            batch=2,
-            rows=8,
-            columns=8,
-            pixels_per_token=8,
-            text_tokens=16,
-            defaults={"num_inference_steps": 20, "true_cfg_scale": 2.0, "negative_prompt": ""},
-        ),
+        _SAMPLE,
         Case(
             name="flux-146m",
             summary="a random FLUX transformer of width 1024",
@@ -184,6 +199,14 @@ CASES: Mapping[str, Case] = {
             text_tokens=128,
             defaults={"num_inference_steps": 20},
         ),
+        replace(
+            _SAMPLE,
+            name="sample-pictures",
+            summary="whole pictures of the sample pipeline, prompt to uint8",
+            kind="picture",
+            model="sample",
+            prompts=("red apple", "cat face", "rocket", "Hamburger"),
+        ),
     )
 }
 
@@ -193,3 +216,14 @@ def case(name: str) -> Case:
     if name not in CASES:
         raise RequestError(f"case {name!r} is unknown; known: {', '.join(CASES)}")
     return CASES[name]
+
+
+def to_json(one: Case) -> dict[str, Any]:
+    """A case for another process."""
+    return asdict(one)
+
+
+def from_json(data: Mapping[str, Any]) -> Case:
+    """What `to_json` wrote."""
+    shape = TransformerShape(**{**data["shape"], "rope_axes": tuple(data["shape"]["rope_axes"])})
+    return Case(**{**data, "shape": shape, "prompts": tuple(data["prompts"])})

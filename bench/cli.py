@@ -1,18 +1,21 @@
-"""`vitrify bench`: run (peers in turns), export (the compiler's growth), startup (to the first image)."""
+"""`vitrify bench`: run (peers in turns), compare, report; export, startup, ops (ours alone); caches (a study)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from vitrify.bench.artifact_cases import artifact_cases
 from vitrify.bench.cases import CASES
+from vitrify.bench.compare import Margins
 from vitrify.bench.export_growth import GROWTH_CASES
 from vitrify.bench.jobs import available_cpus
-from vitrify.bench.peers.registry import DEFAULT_PEERS, PEERS
-from vitrify.engine.errors import ParityError
+from vitrify.bench.op_cases import OP_CASES
+from vitrify.bench.peers.registry import OURS, PEERS
+from vitrify.engine.errors import ParityError, VitrifyError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,6 +25,12 @@ __all__ = ["bench"]
 _PAPER_COLUMNS = 140
 
 _PATH = click.Path(path_type=Path)
+_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+_PEER_NAMES = tuple(dict.fromkeys(name for peers in PEERS.values() for name in peers))
+_MODELS = [name for name, one in CASES.items() if one.kind == "step"]
+_STEP_CACHES = ("first-block:0.08", "taylorseer")
+_PROMPTS = ("red apple", "a glass blower at work")
+_SPREAD = 0.01
 
 _json = click.option("--json", "json_file", type=_PATH, help="Write the document to this file.")
 _threads = click.option("--threads", type=click.IntRange(1), help="Threads of every peer; default: all CPUs.")
@@ -29,7 +38,7 @@ _cache = click.option("--cache", type=_PATH, default=Path("build/bench"), show_d
 _sample = click.option(
     "--sample", type=_PATH, default=Path("examples/emoji_flux"), show_default=True, help="The sample pipeline's folder."
 )
-_cases = click.option("--case", "cases", type=click.Choice(list(CASES)), multiple=True, help="Default: all; may be repeated.")
+_models = click.option("--case", "cases", type=click.Choice(_MODELS), multiple=True, help="Default: all; may be repeated.")
 
 
 @click.group()
@@ -41,44 +50,137 @@ def bench() -> None:
 
 
 @bench.command()
-@_cases
-@click.option("--peer", "peers", type=click.Choice(list(PEERS)), multiple=True, help="Default: all; may be repeated.")
-@click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Each round visits every peer twice.")
-@click.option("--runs", type=click.IntRange(1), default=5, show_default=True, help="Whole requests for the runtime's loop.")
+@click.option("--case", "cases", type=click.Choice(list(CASES)), multiple=True, help="Default: all; may be repeated.")
+@click.option("--artifact", type=_FOLDER, help="Measure this artifact instead of the cases; needs --source.")
+@click.option("--source", type=_FOLDER, help="The diffusers folder that --artifact was compiled from: what the peers run.")
+@click.option("--prompt", "prompts", multiple=True, help="Of the artifact's pictures; may be repeated.")
+@click.option("--peer", "peers", type=click.Choice(_PEER_NAMES), multiple=True, help="Default: all; may be repeated.")
+@click.option(
+    "--step-cache",
+    "caches",
+    multiple=True,
+    default=_STEP_CACHES,
+    show_default=True,
+    help="Ours under this cache; may be repeated.",
+)
+@click.option("--rounds", type=click.IntRange(2), default=10, show_default=True, help="At least; each visits every peer twice.")
+@click.option(
+    "--spread",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=_SPREAD,
+    show_default=True,
+    help="More rounds until ours ÷ anchor is known to ± this share.",
+)
+@click.option("--most", type=click.IntRange(2), default=40, show_default=True, help="Rounds at most.")
+@click.option(
+    "--runs", type=click.IntRange(0), default=5, show_default=True, help="Whole requests for the runtime's loop; 0: none."
+)
+@click.option("--limits/--no-limits", default=True, show_default=True, help="What the machine reaches at most, beside.")
 @_threads
 @_json
+@click.option("--html", "html_file", type=_PATH, help="Write one page with plots and pictures to this file.")
 @_cache
 @_sample
 def run(
     cases: tuple[str, ...],
+    artifact: Path | None,
+    source: Path | None,
+    prompts: tuple[str, ...],
     peers: tuple[str, ...],
+    caches: tuple[str, ...],
     rounds: int,
+    spread: float,
+    most: int,
     runs: int,
+    limits: bool,
     threads: int | None,
     json_file: Path | None,
+    html_file: Path | None,
     cache: Path,
     sample: Path,
 ) -> None:
-    """Time a step of each case: ours, and its peers in the same run, in turns."""
-    from vitrify.bench.machine import this_machine
-    from vitrify.bench.report import case_tables, document
-    from vitrify.bench.run import run_cases
+    """Time steps and whole pictures: ours, and its peers in the same run, in turns.
 
-    found = run_cases(
-        cases or tuple(CASES),
-        peers or DEFAULT_PEERS,
-        rounds=rounds,
-        runs=runs,
+    With --artifact and --source it measures a model of your own, in CI for instance: `run --json` then `compare`.
+    """
+    from vitrify.bench.document import Document, write_document
+    from vitrify.bench.machine import this_machine
+    from vitrify.bench.measure import Pace
+    from vitrify.bench.page import write_page
+    from vitrify.bench.prepare import GivenModel
+    from vitrify.bench.report import case_tables
+    from vitrify.bench.run import Plan, run_cases
+
+    if (artifact is None) != (source is None):
+        raise click.UsageError(
+            "--artifact and --source go together: the peers run the folder that the artifact was compiled from"
+        )
+    if artifact is not None and cases:
+        raise click.UsageError("--case names one of vitrify's own cases; leave it out with --artifact")
+    if prompts and artifact is None:
+        raise click.UsageError("--prompt acts with --artifact alone; the cases have prompts of their own")
+    chosen = [CASES[name] for name in cases or CASES]
+    given = None
+    if artifact is not None and source is not None:
+        given = GivenModel(artifact.resolve(), source.resolve())
+        chosen = list(artifact_cases(given.artifact, prompts or _PROMPTS))
+    plan = Plan(
+        peers=peers or _PEER_NAMES,
+        caches=caches,
+        pace=Pace(rounds, spread, max(rounds, most)),
+        loop_runs=runs,
         threads=threads or available_cpus(),
         cache=cache.resolve(),
         sample=sample.resolve(),
-        progress=_report,
+        limits=limits,
     )
-    tables = [table for case in found.cases for table in case_tables(case, found.limits)]
-    _finish(json_file, document("run", this_machine(), found.to_json()), tables)
-    wrong = [f"{case.name}: {name}" for case in found.cases for name, check in case.checks.items() if not check.passed]
-    if wrong:
-        raise ParityError(f"failed their correctness check and got no number: {', '.join(wrong)}")
+    found = Document.of_today(this_machine(), run_cases(chosen, plan, given=given, progress=_report))
+    _print(table for case in found.run.cases for table in case_tables(case, found.run.limits))
+    if json_file is not None:
+        write_document(json_file, found)
+    if html_file is not None:
+        write_page(html_file, found)
+    for said in (f"{case.name}: {name}" for case in found.run.cases for name in case.wrong):
+        _report(f"wrong, so without a number: {said}")
+    ours = [f"{case.name}: {name}" for case in found.run.cases for name in case.wrong if name.startswith(OURS)]
+    if ours:
+        raise ParityError(f"ours failed its correctness check: {', '.join(ours)}")
+
+
+@bench.command()
+@click.argument("base", type=_PATH)
+@click.argument("new", type=_PATH)
+@click.option(
+    "--margin", type=click.FloatRange(0, min_open=True), default=Margins().time, show_default=True, help="Of ours ÷ anchor."
+)
+@click.option("--across-machines", is_flag=True, help="Compare although the processor is another: its ratios are not the same.")
+@click.option("--all", "everything", is_flag=True, help="Show what passed too.")
+def compare(base: Path, new: Path, margin: float, across_machines: bool, everything: bool) -> None:
+    """Hold the run NEW against the run BASE: exit code 1 if anything got worse or is missing."""
+    from vitrify.bench.compare import compare as judge
+    from vitrify.bench.document import read_document
+    from vitrify.bench.report import verdict_table
+
+    verdicts = judge(read_document(base), read_document(new), Margins(time=margin), across_machines=across_machines)
+    _print([verdict_table(verdicts, everything=everything)])
+    failed = sum(not one.passed for one in verdicts)
+    if failed:
+        raise VitrifyError(f"{failed} of {len(verdicts)} gates failed against {base}")
+
+
+@bench.command()
+@click.argument("run_file", metavar="RUN", type=_PATH)
+@click.option("--html", "html_file", type=_PATH, help="Write one page with plots and pictures to this file.")
+def report(run_file: Path, html_file: Path | None) -> None:
+    """Show the document RUN of an earlier run: as tables, and as one HTML page."""
+    from vitrify.bench.document import read_document
+    from vitrify.bench.page import write_page
+    from vitrify.bench.report import case_tables
+
+    found = read_document(run_file)
+    _print(table for case in found.run.cases for table in case_tables(case, found.run.limits))
+    if html_file is not None:
+        write_page(html_file, found)
 
 
 @bench.command()
@@ -92,43 +194,104 @@ def export(cases: tuple[str, ...], threads: int | None, json_file: Path | None, 
 
     The random sources take 7 GB in the cache, an export as much again while it runs as its source.
     """
+    from vitrify.bench.document import document, write_json
     from vitrify.bench.export_growth import measure_growth
     from vitrify.bench.machine import this_machine
-    from vitrify.bench.report import document, growth_table
+    from vitrify.bench.report import growth_table
 
     found = []
     for name in cases or tuple(GROWTH_CASES):
         one = GROWTH_CASES[name]
         _report(name)
         found.append(measure_growth(one, cache.resolve(), sample.resolve(), threads=threads or available_cpus()))
-    _finish(json_file, document("export", this_machine(), [one.to_json() for one in found]), [growth_table(found)])
+    _print([growth_table(found)])
+    if json_file is not None:
+        write_json(json_file, document("export", this_machine(), [one.to_json() for one in found]))
 
 
 @bench.command()
-@_cases
+@_models
 @_threads
 @_json
 @_cache
 @_sample
 def startup(cases: tuple[str, ...], threads: int | None, json_file: Path | None, cache: Path, sample: Path) -> None:
     """Time imports, load and the first image in fresh processes, and count resident memory."""
-    from vitrify.bench.cases import case
+    from vitrify.bench.document import document, write_json
     from vitrify.bench.machine import this_machine
     from vitrify.bench.prepare import prepare
-    from vitrify.bench.report import document, startup_table
+    from vitrify.bench.report import startup_table
     from vitrify.bench.startup import measure_startup
 
     count = threads or available_cpus()
     found = []
-    for name in cases or tuple(CASES):
+    for name in cases or _MODELS:
         _report(f"{name}: prepare")
-        one = case(name)
-        prepared = prepare(one, cache.resolve(), sample.resolve(), plain=False, threads=count)
+        one = CASES[name]
+        prepared = prepare(one, cache.resolve(), sample.resolve(), builds=(), threads=count)
         _report(f"{name}: measure")
         # Random weights draw noise: one step opens every session.
         steps = one.steps if one.trained else 1
         found.append(measure_startup(name, prepared.artifact, steps=steps, threads=count))
-    _finish(json_file, document("startup", this_machine(), [one.to_json() for one in found]), [startup_table(found)])
+    _print([startup_table(found)])
+    if json_file is not None:
+        write_json(json_file, document("startup", this_machine(), [one.to_json() for one in found]))
+
+
+@bench.command()
+@click.option(
+    "--case", "cases", type=click.Choice([one.name for one in OP_CASES]), multiple=True, help="Default: all; may be repeated."
+)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Each round visits everybody twice.")
+@click.option("--level", help="Instruction set of our kernels; default: the best of this machine.")
+@_threads
+@_json
+def ops(cases: tuple[str, ...], rounds: int, level: str | None, threads: int | None, json_file: Path | None) -> None:
+    """Time each op's native kernel against ONNX Runtime's own ops and against the machine's peak."""
+    from vitrify.bench.document import document, write_json
+    from vitrify.bench.machine import this_machine
+    from vitrify.bench.ops import measure_ops
+    from vitrify.bench.report import ops_table
+
+    names = cases or tuple(one.name for one in OP_CASES)
+    found = measure_ops(names, rounds=rounds, threads=threads or available_cpus(), level=level)
+    _print([ops_table(found)])
+    if json_file is not None:
+        write_json(json_file, document("ops", this_machine(), [one.to_json() for one in found]))
+
+
+@bench.command()
+@click.argument("artifact", type=_PATH)
+@click.option(
+    "--names", type=_PATH, default=Path("examples/emoji_flux/names.txt"), show_default=True, help="What the sample knows."
+)
+@click.option("--out", type=_PATH, default=Path("docs/caching"), show_default=True, help="Where figures and pictures go.")
+@click.option("--stage", type=click.Choice(["draw", "time", "report"]), help="Up to this one alone; all three if not given.")
+@_cache
+def caches(artifact: Path, names: Path, out: Path, stage: str | None, cache: Path) -> None:
+    """Study step caches on the sample's ARTIFACT: quality and time of each setting, beside fewer plain steps.
+
+    Takes a quarter of an hour; broken off, it goes on where it was. The stage `time` wants the machine for itself.
+    """
+    from vitrify.bench.cache_plots import grid, plot, table
+    from vitrify.bench.cache_study import STEPS, Study
+    from vitrify.bench.document import write_json
+
+    known = [line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
+    study = Study(artifact, known, cache / "caches", _report)
+    study.draw()
+    if stage == "draw":
+        return
+    study.time()
+    if stage == "time":
+        return
+    document = study.document()
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "study.json", document)
+    for steps in STEPS:
+        plot(document["rows"], steps, out / f"quality-{steps}.png")
+    grid(*study.pictures(), out / "pictures.png")
+    (out / "figures.md").write_text(table(document), encoding="utf-8")
 
 
 def _report(text: str) -> None:
@@ -136,15 +299,11 @@ def _report(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _finish(json_file: Path | None, content: dict[str, Any], tables: Iterable[Table]) -> None:
+def _print(tables: Iterable[Table]) -> None:
     from rich.console import Console
-
-    from vitrify.bench.report import write_json
 
     console = Console()
     if not console.is_terminal:
         console.width = _PAPER_COLUMNS
     for table in tables:
         console.print(table)
-    if json_file is not None:
-        write_json(json_file, content)

@@ -46,6 +46,12 @@ class CaseInputs:
             found: dict[str, Any] = {f.name: stored.get(f.name) for f in fields(cls)}
         return cls(**found)
 
+    def feeds(self) -> list[dict[str, Array]]:
+        """By step, what a model takes that is called with everything in every step, by diffusers' argument names."""
+        fixed = {name: value for name, value in self._given().items() if name not in ("latents", "timesteps")}
+        fixed["hidden_states"] = self.latents
+        return [{**fixed, "timestep": time.repeat(len(self.latents))} for time in self.timesteps[:, None]]
+
     def changes(self, seed: int) -> dict[str, CaseInputs]:
         """By input: the same inputs with this one other than it was, as much as two requests differ."""
         rng = np.random.default_rng(seed)

@@ -1,9 +1,10 @@
-"""The machine's own limit: what a plain square matrix product reaches, measured beside the peers in a process of its own."""
+"""The machine's own limits: what a plain square matrix product reaches, and what registers alone allow."""
 
 from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sys
 from collections.abc import Callable
 
@@ -17,15 +18,20 @@ _REPEATS = 10
 
 
 def measure_limits(threads: int) -> dict[str, float]:
-    """dtype → FLOP/s of the fastest of some 2048³ products: the better of PyTorch's and ONNX Runtime's, bfloat16 PyTorch's.
+    """Operations per second, each measured in a process of its own.
 
-    Each library measures in a process of its own.
+    `matrix product, DTYPE` is the fastest of some 2048³ products, by PyTorch or ONNX Runtime (bfloat16 by PyTorch).
+    `registers, DTYPE, UNIT` is what the processor's units do without memory; left out where there is no C++ compiler.
     """
     found: dict[str, float] = {}
     for library in ("torch", "onnxruntime"):
         answer = run_job("vitrify.bench.limits", {"library": library, "threads": threads}, threads=threads)
         for dtype, flops in answer.items():
-            found[dtype] = max(found.get(dtype, 0.0), float(flops))
+            name = f"matrix product, {dtype}"
+            found[name] = max(found.get(name, 0.0), float(flops))
+    if shutil.which("c++") is not None:
+        peaks = run_job("vitrify.bench.register_peaks", {"threads": threads}, threads=threads)
+        found |= {f"registers, {unit}": float(peak) for unit, peak in peaks.items()}
     return found
 
 

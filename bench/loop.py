@@ -16,7 +16,7 @@ from vitrify.engine.denoiser import LOOP_SEGMENTS
 if TYPE_CHECKING:
     from vitrify.runtime import CompiledPipeline
 
-__all__ = ["measure_loop"]
+__all__ = ["measure_loop", "timed_pipeline"]
 
 _PROMPT = "red apple"
 
@@ -27,7 +27,7 @@ def measure_loop(artifact: Path, *, steps: int, runs: int, threads: int) -> Loop
     return LoopResult.from_json(run_job("vitrify.bench.loop", given, threads=threads), "loop")
 
 
-def _pipeline(folder: Path, threads: int, clock: Clock) -> CompiledPipeline:
+def timed_pipeline(folder: Path, threads: int, clock: Clock) -> CompiledPipeline:
     """As `vitrify.runtime.load` makes it, but its backend tells the clock."""
     from vitrify.engine.artifact import Artifact
     from vitrify.engine.backends import backend
@@ -46,7 +46,7 @@ def _measure_here(folder: Path, steps: int, runs: int, threads: int) -> LoopResu
     from vitrify.runtime import PixelGenerationContext
 
     clock = Clock()
-    pipeline = _pipeline(folder, threads, clock)
+    pipeline = timed_pipeline(folder, threads, clock)
     context = PixelGenerationContext(prompt=_PROMPT, seed=1, num_inference_steps=steps)
     walls, loops, engines = [], [], []
     for _ in range(runs + 1):

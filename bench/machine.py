@@ -11,10 +11,23 @@ from typing import Any
 
 from vitrify.bench.cache import package_versions
 from vitrify.bench.jobs import available_cpus
+from vitrify.engine.specs import expect, expect_list, expect_map
 
 __all__ = ["Machine", "this_machine"]
 
-_PACKAGES = ("diffusers", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "torch", "transformers", "vitrify")
+_PACKAGES = (
+    "diffusers",
+    "nncf",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxscript",
+    "openvino",
+    "torch",
+    "transformers",
+    "vitrify",
+)
 _TELLING_FLAGS = (
     "avx2",
     "avx512f",
@@ -43,6 +56,21 @@ class Machine:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "cpu_flags": list(self.cpu_flags), "packages": dict(self.packages)}
+
+    @classmethod
+    def from_json(cls, data: Any, where: str = "machine") -> Machine:
+        """What `to_json` wrote. Raises SpecError naming the field."""
+        texts, numbers = ("cpu", "system", "python"), ("cpus", "memory_bytes")
+        given = expect_map(data, where, (*texts, *numbers, "cpu_flags", "packages"))
+        packages = expect_map(given["packages"], f"{where}.packages")
+        return cls(
+            cpu_flags=tuple(
+                expect(flag, str, f"{where}.cpu_flags") for flag in expect_list(given["cpu_flags"], f"{where}.cpu_flags")
+            ),
+            packages={name: expect(version, str, f"{where}.packages.{name}") for name, version in packages.items()},
+            **{name: expect(given[name], str, f"{where}.{name}") for name in texts},
+            **{name: expect(given[name], int, f"{where}.{name}") for name in numbers},
+        )
 
 
 def this_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:

@@ -1,74 +1,112 @@
-"""What the peers of a case load: its source folder, our artifact and the plain ONNX export; built in a process of its own."""
+"""What the peers of a case load: its source folder, our artifact, and other compilers' models; built in a process of its own."""
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vitrify.bench.cache import built, code_digest, package_versions
-from vitrify.bench.cases import Case, case
+from vitrify.bench.cases import Case, from_json, to_json
 from vitrify.bench.jobs import run_job
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["BUILDS", "GivenModel", "Prepared", "prepare"]
 
 _EXPORTERS = ("diffusers", "onnx", "onnx-ir", "onnxscript", "torch", "transformers")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Folders of a case. plain: holds the unsplit export, `model.onnx`; None where no peer wants it."""
+    """Folders of a case. builds: what peers need beside them, by kind (see BUILDS)."""
 
     source: Path
     artifact: Path
-    plain: Path | None
+    builds: Mapping[str, Path] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {name: None if path is None else str(path) for name, path in asdict(self).items()}
+        builds = {kind: str(path) for kind, path in self.builds.items()}
+        return {"source": str(self.source), "artifact": str(self.artifact), "builds": builds}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Prepared:
-        return cls(Path(data["source"]), Path(data["artifact"]), None if data["plain"] is None else Path(data["plain"]))
+        builds = {kind: Path(path) for kind, path in data["builds"].items()}
+        return cls(Path(data["source"]), Path(data["artifact"]), builds)
 
 
-def prepare(one: Case, cache: Path, sample: Path, *, plain: bool, threads: int) -> Prepared:
+@dataclass(frozen=True)
+class GivenModel:
+    """A model of the user's own to measure. artifact: compiled from the diffusers folder `source`."""
+
+    artifact: Path
+    source: Path
+
+
+def prepare(
+    one: Case, cache: Path, sample: Path, *, builds: Iterable[str], threads: int, given: GivenModel | None = None
+) -> Prepared:
     """Build what is missing for case `one` in a subprocess, so that no exporter's memory or threads stay in the caller's.
 
-    cache: folder that keeps what was built. sample: the sample pipeline's folder. plain: also the unsplit export.
-    Raises BackendError with what the process said.
+    cache: folder that keeps what was built. sample: the sample pipeline's folder. builds: kinds of BUILDS.
+    given: takes the place of the case's own source and artifact. Raises BackendError with what the process said.
     """
-    arguments = {"case": one.name, "cache": str(cache), "sample": str(sample), "plain": plain}
+    arguments = {
+        "case": to_json(one),
+        "cache": str(cache),
+        "sample": str(sample),
+        "builds": list(dict.fromkeys(builds)),
+        "given": None if given is None else {"artifact": str(given.artifact), "source": str(given.source)},
+    }
     return Prepared.from_json(run_job("vitrify.bench.prepare", arguments, threads=threads))
 
 
-def _prepare_here(one: Case, cache: Path, sample: Path, plain: bool) -> Prepared:
+def _prepare_here(one: Case, cache: Path, sample: Path, builds: Iterable[str], given: GivenModel | None) -> Prepared:
+    source, stamp = _source(one, cache, sample) if given is None else (given.source, _stamp(given.source))
+    size = {"rows": one.rows, "columns": one.columns, "text": one.text_tokens, "batch": one.batch}
+    key = {"source": stamp, "size": size, "packages": package_versions(_EXPORTERS)}
+    if given is None:
+        compiler = code_digest("vitrify.engine", "vitrify.export", "vitrify.kernels")
+        artifact = built(
+            cache,
+            f"artifact-{one.model_name}",
+            {**key, "defaults": dict(one.defaults), "compiler": compiler},
+            lambda folder: _compile(one, source, folder),
+        )
+        artifact = artifact / "artifact"
+    else:
+        artifact = given.artifact
+    found: dict[str, Path] = {}
+    for kind in builds:
+        for step in (*_NEEDED.get(kind, ()), kind):
+            if step not in found:
+                build, makers = BUILDS[step]
+                kept = {**key, "makers": package_versions(makers), "code": code_digest(build.__module__)}
+                found[step] = built(cache, f"{step}-{one.model_name}", kept, partial(build, one, source, dict(found)))
+    return Prepared(source, artifact, found)
+
+
+def _source(one: Case, cache: Path, sample: Path) -> tuple[Path, Any]:
+    """The case's source folder and what it follows from."""
     from vitrify.bench.sources import check_sample, source_key, write_source
 
     check_sample(sample)
     if one.trained:
-        source = sample
-        stamp: Any = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(sample.rglob("*.safetensors"))]
-    else:
-        downsampling = one.pixels_per_token // 2
-        source = built(
-            cache,
-            f"source-{one.name}",
-            source_key(one.shape, downsampling),
-            lambda folder: write_source(folder, one.shape, sample, downsampling=downsampling),
-        )
-        stamp = source.name
-    size = {"rows": one.rows, "columns": one.columns, "text": one.text_tokens, "batch": one.batch, "defaults": dict(one.defaults)}
-    key = {"source": stamp, "size": size, "packages": package_versions(_EXPORTERS)}
-    artifact = built(
+        return sample, _stamp(sample)
+    downsampling = one.pixels_per_token // 2
+    source = built(
         cache,
-        f"artifact-{one.name}",
-        {**key, "compiler": code_digest("vitrify.engine", "vitrify.export", "vitrify.kernels")},
-        lambda folder: _compile(one, source, folder),
+        f"source-{one.model_name}",
+        source_key(one.shape, downsampling),
+        lambda folder: write_source(folder, one.shape, sample, downsampling=downsampling),
     )
-    unsplit = built(cache, f"plain-{one.name}", key, lambda folder: _export_plain(one, source, folder)) if plain else None
-    return Prepared(source, artifact / "artifact", unsplit)
+    return source, source.name
+
+
+def _stamp(folder: Path) -> Any:
+    return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(folder.rglob("*.safetensors"))]
 
 
 def _compile(one: Case, source: Path, folder: Path) -> None:
@@ -86,16 +124,47 @@ def _compile(one: Case, source: Path, folder: Path) -> None:
     compile_pipeline(source, folder / "artifact", options)
 
 
-def _export_plain(one: Case, source: Path, folder: Path) -> None:
+def _plain(one: Case, source: Path, _found: Mapping[str, Path], folder: Path) -> None:
     from vitrify.bench.peers.plain_ort import export_plain
 
     export_plain(one, source, folder)
 
 
+def _openvino(one: Case, source: Path, _found: Mapping[str, Path], folder: Path) -> None:
+    from vitrify.bench.peers.openvino import export_openvino
+
+    export_openvino(one, source, folder)
+
+
+def _openvino_int8(one: Case, _source: Path, found: Mapping[str, Path], folder: Path) -> None:
+    from vitrify.bench.peers.openvino import quantise
+
+    quantise(one, found["openvino"], folder)
+
+
+def _openvino_models(one: Case, source: Path, _found: Mapping[str, Path], folder: Path) -> None:
+    from vitrify.bench.peers.diffusers_pictures import export_models
+    from vitrify.bench.picture_inputs import draw_picture_inputs
+
+    export_models(source, draw_picture_inputs(one, seed=0), folder)
+
+
+BUILDS: Mapping[str, tuple[Callable[[Case, Path, Mapping[str, Path], Path], None], tuple[str, ...]]] = {
+    "plain": (_plain, ("onnx", "onnxscript")),
+    "openvino": (_openvino, ("openvino",)),
+    "openvino-int8": (_openvino_int8, ("nncf", "openvino")),
+    "openvino-models": (_openvino_models, ("openvino",)),
+}
+"""Kind → what builds it from (case, source, builds so far) into a new folder, and the packages that its bytes follow from."""
+
+_NEEDED: Mapping[str, tuple[str, ...]] = {"openvino-int8": ("openvino",)}
+
+
 def main() -> None:
     """The job that `prepare` runs."""
-    given = json.loads(sys.argv[1])
-    prepared = _prepare_here(case(given["case"]), Path(given["cache"]), Path(given["sample"]), bool(given["plain"]))
+    asked = json.loads(sys.argv[1])
+    given = None if asked["given"] is None else GivenModel(Path(asked["given"]["artifact"]), Path(asked["given"]["source"]))
+    prepared = _prepare_here(from_json(asked["case"]), Path(asked["cache"]), Path(asked["sample"]), asked["builds"], given)
     print(json.dumps(prepared.to_json()))
 
 

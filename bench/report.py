@@ -1,62 +1,29 @@
-"""Measurements on paper: one JSON document for machines, tables for people."""
+"""Measurements as tables in the terminal."""
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, Literal
 
 from rich.table import Table
 
-from vitrify.bench.cases import CASES
+from vitrify.bench.compare import Verdict
 from vitrify.bench.export_growth import Growth
-from vitrify.bench.machine import Machine
 from vitrify.bench.measure import Summary
-from vitrify.bench.results import CaseResult, LoopResult, RunResult
+from vitrify.bench.ops import OpResult
+from vitrify.bench.peers.registry import OURS
+from vitrify.bench.results import CaseResult, LoopResult
 from vitrify.bench.startup import Startup
-from vitrify.engine.errors import SpecError
-from vitrify.engine.specs import expect_map
 
-__all__ = ["case_tables", "document", "growth_table", "read_run", "startup_table", "write_json"]
-
-FORMAT = 1
-Kind = Literal["run", "export", "startup"]
+__all__ = ["case_tables", "growth_table", "limit_text", "ops_table", "startup_table", "verdict_table"]
 
 _MIB = 2**20
 
 
-def document(kind: Kind, machine: Machine, results: Any) -> dict[str, Any]:
-    """The JSON of one command: format and kind, the day (UTC), the machine, what was found."""
-    day = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return {"format": FORMAT, "kind": kind, "date": day, "machine": machine.to_json(), "results": results}
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a document; numbers that are no numbers are refused (ValueError)."""
-    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n")
-
-
-def read_run(path: Path) -> RunResult:
-    """The results in a document of `bench run`. Raises SpecError naming the field that is wrong."""
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise SpecError(f"{path}: not JSON: {error}") from None
-    fields = expect_map(content, str(path), ("format", "kind", "date", "machine", "results"))
-    if (fields["format"], fields["kind"]) != (FORMAT, "run"):
-        raise SpecError(
-            f"{path}: got a {fields['kind']} document of format {fields['format']}, expected a run of format {FORMAT}"
-        )
-    return RunResult.from_json(fields["results"])
-
-
 def case_tables(result: CaseResult, limits: Mapping[str, float]) -> list[Table]:
-    """The peers of one case, and the runtime's loop where it was measured."""
+    """The peers of one case, what was counted, and the runtime's loop where it was measured."""
     tables = [_peer_table(result, limits)]
+    if result.counts:
+        tables.append(_count_table(result))
     if result.loop is not None:
         tables.append(_loop_table(result.loop))
     return tables
@@ -64,17 +31,16 @@ def case_tables(result: CaseResult, limits: Mapping[str, float]) -> list[Table]:
 
 def _peer_table(result: CaseResult, limits: Mapping[str, float]) -> Table:
     dims = ", ".join(f"{name} {size}" for name, size in result.dims.items())
-    summary = f"{CASES[result.name].summary}; " if result.name in CASES else ""
-    reached = ", ".join(f"{dtype} {value / 1e9:.0f} GFLOP/s" for dtype, value in limits.items())
     table = Table(
-        title=f"{result.name}: {summary}{result.parameters / 1e6:.0f} M parameters; {dims}",
-        caption=f"Medians of rounds, 95 % bootstrap interval. A matrix product alone reaches {reached}." if reached else None,
+        title=f"{result.name}: {result.summary}; {result.parameters / 1e6:.0f} M parameters; {dims}",
+        caption="Medians of rounds, 95 % bootstrap interval. " + "; ".join(limit_text(*one) for one in limits.items()),
         title_justify="left",
         caption_justify="left",
     )
     table.add_column("peer", no_wrap=True)
-    for heading in ("error", "ms per step", "interval", "GFLOP/s", "ours / this", "interval"):
+    for heading in ("error", f"ms per {result.kind}", "interval", "GFLOP/s", "ours / this", "interval"):
         table.add_column(heading, justify="right", no_wrap=True)
+    ours = result.peers.get(OURS)
     for name, check in result.checks.items():
         error = f"{check.relative:.0e}"
         peer = result.peers.get(name)
@@ -82,11 +48,43 @@ def _peer_table(result: CaseResult, limits: Mapping[str, float]) -> Table:
             why = "not measured" if check.passed else f"wrong: allowed {check.tolerance:.0e}"
             table.add_row(name, error, why, "", "", "", "")
             continue
-        ratio = ("", "") if peer.ratio is None else (f"{peer.ratio.median:.3f}", _interval(peer.ratio, 1, 3))
-        speed = f"{result.flops / peer.step.median / 1e9:.0f}"
-        table.add_row(name, error, *_time(peer.step), speed, *ratio)
+        over = None if ours is None or name == OURS else ours.over(peer)
+        ratio = ("", "") if over is None else (f"{over.median:.3f}", _interval(over, 1, 3))
+        speed = f"{result.flops / peer.time.median / 1e9:.0f}" if result.kind == "step" else ""
+        table.add_row(name, error, *_time(peer.time), speed, *ratio)
         for part, seconds in peer.parts.items():
             table.add_row(f"  {part}", "", *_time(seconds), "", "", "", style="dim")
+    for name, why in result.absent.items():
+        table.add_row(name, "", f"absent: {why}", "", "", "", "")
+    return table
+
+
+def limit_text(name: str, value: float) -> str:
+    """One of the machine's limits in words."""
+    return f"{name} {value / 1e9:.0f} G{'B' if 'bytes' in name else 'op'}/s"
+
+
+def _count_table(result: CaseResult) -> Table:
+    table = Table(title=f"{result.name}: what can be counted", title_justify="left")
+    names = list(result.counts)
+    table.add_column("count", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for what in dict.fromkeys(what for counts in result.counts.values() for what in counts):
+        table.add_row(what, *(str(result.counts[name].get(what, "")) for name in names))
+    return table
+
+
+def verdict_table(verdicts: Iterable[Verdict], *, everything: bool) -> Table:
+    """What the gate found. everything: also what passed."""
+    shown = list(verdicts)
+    failed = sum(not one.passed for one in shown)
+    table = Table(title=f"{len(shown)} gates, {failed} failed", title_justify="left")
+    for heading in ("case", "gate", "what", "base", "new", "change", ""):
+        table.add_column(heading, no_wrap=heading not in ("change", "what"))
+    for one in shown:
+        if everything or not one.passed:
+            table.add_row(one.case, one.gate, one.what, one.base, one.new, one.change, "ok" if one.passed else "FAILED")
     return table
 
 
@@ -166,6 +164,28 @@ def startup_table(found: Iterable[Startup]) -> Table:
         table.add_row(label, *(f"{getattr(one, name) / _MIB:.0f} MiB" for one in columns))
     table.add_row("sessions alone / weights", *(f"{one.opened_over_weights:.2f}" for one in columns))
     table.add_row("all after an image / weights", *(f"{one.drawn_over_weights:.2f}" for one in columns))
+    return table
+
+
+def ops_table(found: Iterable[OpResult]) -> Table:
+    """Ops, one case a row."""
+    results = list(found)
+    table = Table(
+        title="Our kernels beside ONNX Runtime's own ops",
+        caption="Medians of rounds, 95 % bootstrap interval. Peak: the unit on registers alone, in the same rounds.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("case", no_wrap=True)
+    table.add_column("op", no_wrap=True)
+    for heading in ("error", "ms", "interval", "GFLOP/s", "of peak", "ours / ORT", "interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one in results:
+        speed = one.flops / one.ours.median
+        share = f"{speed / one.peak_flops:.1%}" if one.peak_flops else ""
+        reached = (f"{speed / 1e9:.0f}", share) if one.flops else ("", "")
+        ratio = (f"{one.ratio.median:.3f}", _interval(one.ratio, 1, 3))
+        table.add_row(one.name, one.op, f"{one.error:.0e}", *_time(one.ours), *reached, *ratio)
     return table
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vitrify.bench.measure import Summary
+from vitrify.bench.cases import Kind
+from vitrify.bench.measure import Summary, ratios, summarise
+from vitrify.engine.errors import SpecError
 from vitrify.engine.specs import expect, expect_list, expect_map
 
 __all__ = ["CaseResult", "Check", "LoopResult", "PeerResult", "RunResult"]
@@ -20,7 +23,10 @@ WORST_FACTOR = 20.0
 
 @dataclass(frozen=True)
 class Check:
-    """A peer's noise_pred against the reference's. relative: ‖a − b‖₂ / ‖b‖₂. worst: max |a − b| / rms(b)."""
+    """A peer's answer, a noise_pred or a picture, against the reference's.
+
+    relative: ‖a − b‖₂ / ‖b‖₂. worst: max |a − b| / rms(b).
+    """
 
     relative: float
     worst: float
@@ -48,29 +54,41 @@ class Check:
 
 @dataclass(frozen=True)
 class PeerResult:
-    """A peer's times in seconds per step. parts: what the step consists of. ratio: ours / this peer, None for ourselves."""
+    """A peer's times. rounds: seconds per step or picture, one a round; peers of a case share their rounds.
 
-    step: Summary
+    parts: what a step consists of.
+    """
+
+    rounds: tuple[float, ...]
     parts: Mapping[str, Summary] = field(default_factory=dict)
-    ratio: Summary | None = None
+
+    @property
+    def time(self) -> Summary:
+        """Seconds per step or picture."""
+        return summarise(self.rounds)
+
+    def over(self, other: PeerResult) -> Summary:
+        """This peer's time ÷ the other's, formed within rounds."""
+        return summarise(ratios(self.rounds, other.rounds))
 
     def to_json(self) -> Json:
         return {
-            "step_s": _summary(self.step),
+            "rounds_s": list(self.rounds),
+            "median_s": self.time.median,
             "parts_s": {name: _summary(part) for name, part in self.parts.items()},
-            "ours_over_this": None if self.ratio is None else _summary(self.ratio),
         }
 
     @classmethod
     def from_json(cls, data: Json, where: str) -> PeerResult:
-        fields = expect_map(data, where, ("step_s", "parts_s", "ours_over_this"))
+        fields = expect_map(data, where, ("rounds_s", "median_s", "parts_s"))
         parts = expect_map(fields["parts_s"], f"{where}.parts_s")
-        ratio = fields["ours_over_this"]
-        return cls(
-            step=_read_summary(fields["step_s"], f"{where}.step_s"),
-            parts={name: _read_summary(part, f"{where}.parts_s.{name}") for name, part in parts.items()},
-            ratio=None if ratio is None else _read_summary(ratio, f"{where}.ours_over_this"),
-        )
+        rounds = [
+            float(expect(value, float, f"{where}.rounds_s[{i}]"))
+            for i, value in enumerate(expect_list(fields["rounds_s"], f"{where}.rounds_s"))
+        ]
+        if not rounds or not all(0 < value < math.inf for value in rounds):
+            raise SpecError(f"{where}.rounds_s: got {rounds}, expected at least one and all above 0")
+        return cls(tuple(rounds), {name: _read_summary(part, f"{where}.parts_s.{name}") for name, part in parts.items()})
 
 
 @dataclass(frozen=True)
@@ -119,80 +137,108 @@ class LoopResult:
 class CaseResult:
     """One case. flops: of one unsplit step. sensitivity: input → how far the reference moves when that input changes.
 
-    checks: every peer's. peers: only those whose check passed, and none at all if ours did not.
+    checks: every peer's that ran. absent: peer → why it could not run here. counts: peer → what can be counted exactly.
+    peers: only those whose check passed, and none at all if ours did not. pictures: peer → PNG files, one a prompt.
     """
 
     name: str
+    kind: Kind
+    summary: str
     parameters: int
     flops: int
     dims: Mapping[str, int]
     sensitivity: Mapping[str, float]
     checks: Mapping[str, Check]
     peers: Mapping[str, PeerResult]
+    absent: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    pictures: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
     loop: LoopResult | None = None
 
     @property
-    def passed(self) -> bool:
-        """Whether every peer is right."""
-        return all(check.passed for check in self.checks.values())
+    def wrong(self) -> tuple[str, ...]:
+        """Peers that failed their check."""
+        return tuple(name for name, check in self.checks.items() if not check.passed)
 
     def to_json(self) -> Json:
         return {
             "name": self.name,
+            "kind": self.kind,
+            "summary": self.summary,
             "parameters": self.parameters,
             "flops": self.flops,
             "dims": dict(self.dims),
             "sensitivity": dict(self.sensitivity),
             "checks": {name: check.to_json() for name, check in self.checks.items()},
             "peers": {name: peer.to_json() for name, peer in self.peers.items()},
+            "absent": dict(self.absent),
+            "counts": {name: dict(counts) for name, counts in self.counts.items()},
+            "pictures_png": {name: [base64.b64encode(one).decode() for one in found] for name, found in self.pictures.items()},
             "loop": None if self.loop is None else self.loop.to_json(),
         }
 
     @classmethod
     def from_json(cls, data: Json, where: str = "case") -> CaseResult:
-        keys = ("name", "parameters", "flops", "dims", "sensitivity", "checks", "peers", "loop")
-        fields = expect_map(data, where, keys)
-        maps = {key: expect_map(fields[key], f"{where}.{key}") for key in ("dims", "sensitivity", "checks", "peers")}
+        texts, numbers = ("name", "kind", "summary"), ("parameters", "flops")
+        mapped = ("dims", "sensitivity", "checks", "peers", "absent", "counts", "pictures_png")
+        fields = expect_map(data, where, (*texts, *numbers, *mapped, "loop"))
+        maps = {key: expect_map(fields[key], f"{where}.{key}") for key in mapped}
+        if fields["kind"] not in ("step", "picture"):
+            raise SpecError(f"{where}.kind: got {fields['kind']!r}, expected step or picture")
+
+        def counted(name: str, given: Json) -> dict[str, int]:
+            at = f"{where}.counts.{name}"
+            return {what: expect(count, int, f"{at}.{what}") for what, count in expect_map(given, at).items()}
+
+        def drawn(name: str, given: Json) -> tuple[bytes, ...]:
+            at = f"{where}.pictures_png.{name}"
+            return tuple(_decoded(one, f"{at}[{i}]") for i, one in enumerate(expect_list(given, at)))
+
         return cls(
             name=expect(fields["name"], str, f"{where}.name"),
+            kind=fields["kind"],
+            summary=expect(fields["summary"], str, f"{where}.summary"),
             parameters=expect(fields["parameters"], int, f"{where}.parameters"),
             flops=expect(fields["flops"], int, f"{where}.flops"),
             dims={name: expect(size, int, f"{where}.dims.{name}") for name, size in maps["dims"].items()},
             sensitivity={k: float(expect(v, float, f"{where}.sensitivity.{k}")) for k, v in maps["sensitivity"].items()},
             checks={name: Check.from_json(one, f"{where}.checks.{name}") for name, one in maps["checks"].items()},
             peers={name: PeerResult.from_json(one, f"{where}.peers.{name}") for name, one in maps["peers"].items()},
+            absent={name: expect(why, str, f"{where}.absent.{name}") for name, why in maps["absent"].items()},
+            counts={name: counted(name, given) for name, given in maps["counts"].items()},
+            pictures={name: drawn(name, given) for name, given in maps["pictures_png"].items()},
             loop=None if fields["loop"] is None else LoopResult.from_json(fields["loop"], f"{where}.loop"),
         )
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A whole `bench run`. limits: dtype → what a matrix product alone reaches on this machine, FLOP/s."""
+    """A whole `bench run`. limits: what this machine reaches at most, by what it is of: operations or bytes per second."""
 
     threads: int
-    rounds: int
     limits: Mapping[str, float]
     cases: tuple[CaseResult, ...]
 
     def to_json(self) -> Json:
-        return {
-            "threads": self.threads,
-            "rounds": self.rounds,
-            "limits_flops": dict(self.limits),
-            "cases": [case.to_json() for case in self.cases],
-        }
+        return {"threads": self.threads, "limits": dict(self.limits), "cases": [case.to_json() for case in self.cases]}
 
     @classmethod
     def from_json(cls, data: Json, where: str = "results") -> RunResult:
-        fields = expect_map(data, where, ("threads", "rounds", "limits_flops", "cases"))
-        limits = expect_map(fields["limits_flops"], f"{where}.limits_flops")
+        fields = expect_map(data, where, ("threads", "limits", "cases"))
+        limits = expect_map(fields["limits"], f"{where}.limits")
         cases = expect_list(fields["cases"], f"{where}.cases")
         return cls(
             threads=expect(fields["threads"], int, f"{where}.threads"),
-            rounds=expect(fields["rounds"], int, f"{where}.rounds"),
-            limits={name: float(expect(value, float, f"{where}.limits_flops.{name}")) for name, value in limits.items()},
+            limits={name: float(expect(value, float, f"{where}.limits.{name}")) for name, value in limits.items()},
             cases=tuple(CaseResult.from_json(case, f"{where}.cases[{i}]") for i, case in enumerate(cases)),
         )
+
+
+def _decoded(text: Json, where: str) -> bytes:
+    try:
+        return base64.b64decode(expect(text, str, where), validate=True)
+    except ValueError:
+        raise SpecError(f"{where}: not base64") from None
 
 
 def _summary(summary: Summary) -> Json:

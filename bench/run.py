@@ -1,76 +1,114 @@
-"""`bench run`: prepare each case, open its peers, measure them, then the runtime's loop."""
+"""`bench run`: prepare each case, open its peers, check, count and measure them, then the runtime's loop."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from vitrify.bench.cases import Case, case
+from vitrify.bench.cases import Case
 from vitrify.bench.limits import measure_limits
 from vitrify.bench.loop import measure_loop
+from vitrify.bench.measure import Pace
 from vitrify.bench.peers.client import PeerProcess
-from vitrify.bench.peers.registry import OURS, REFERENCE, peer_spec
-from vitrify.bench.prepare import prepare
+from vitrify.bench.peers.registry import ANCHORS, OURS, PeerSpec, absence, peer_specs
+from vitrify.bench.prepare import GivenModel, Prepared, prepare
 from vitrify.bench.results import CaseResult, RunResult
 from vitrify.bench.run_case import measure_case
 
-__all__ = ["run_cases"]
+__all__ = ["Plan", "run_cases"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run measures. peers: names; ours, the reference and the anchor always take part. caches: step caches of pictures.
+
+    loop_runs: whole requests through the runtime's loop, 0 for none. cache: folder that keeps what is built.
+    sample: the sample pipeline's folder. limits: whether the machine's limits are measured too.
+    """
+
+    peers: tuple[str, ...]
+    caches: tuple[str, ...]
+    pace: Pace
+    loop_runs: int
+    threads: int
+    cache: Path
+    sample: Path
+    limits: bool = True
 
 
 def run_cases(
-    cases: Sequence[str],
-    peers: Sequence[str],
+    cases: Sequence[Case],
+    plan: Plan,
     *,
-    rounds: int,
-    runs: int,
-    threads: int,
-    cache: Path,
-    sample: Path,
+    given: GivenModel | None = None,
+    specs: Callable[[Case], Mapping[str, PeerSpec]] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> RunResult:
-    """Measure `cases` with `peers`; ours and the reference always take part.
+    """Measure `cases`. given: a model of the user's own, instead of the cases' own. specs: other peers than the registry's.
 
-    rounds: of turns. runs: whole requests through the runtime's loop. cache: keeps what is built.
     Raises BackendError when a process fails, ParityError when a case's check could not fail.
     """
-    names = tuple(dict.fromkeys((OURS, *peers, REFERENCE)))
-    progress("limits")
-    limits = measure_limits(threads)
+    limits = {}
+    if plan.limits:
+        progress("limits")
+        limits = measure_limits(plan.threads)
     results = []
-    for name in cases:
-        one = case(name)
-        results.append(
-            _run_case(one, names, rounds, runs, threads, cache, sample, lambda text, name=name: progress(f"{name}: {text}"))  # type: ignore[misc]
-        )
-    return RunResult(threads, rounds, limits, tuple(results))
+    for one in cases:
+        found = peer_specs(one.kind, plan.peers, plan.caches) if specs is None else specs(one)
+        results.append(_run_case(one, found, plan, given, partial(_say, progress, one.name)))
+    return RunResult(plan.threads, limits, tuple(results))
+
+
+def _say(progress: Callable[[str], None], name: str, text: str) -> None:
+    progress(f"{name}: {text}")
 
 
 def _run_case(
-    one: Case,
-    names: Sequence[str],
-    rounds: int,
-    runs: int,
-    threads: int,
-    cache: Path,
-    sample: Path,
-    progress: Callable[[str], None],
+    one: Case, specs: Mapping[str, PeerSpec], plan: Plan, given: GivenModel | None, progress: Callable[[str], None]
 ) -> CaseResult:
-    specs = {name: peer_spec(name) for name in names}
+    absent = {name: why for name, spec in specs.items() if (why := absence(spec)) is not None}
+    for name, why in absent.items():
+        progress(f"without {name}: {why}")
+    present = {name: spec for name, spec in specs.items() if name not in absent}
     progress("prepare")
-    prepared = prepare(one, cache, sample, plain=any(spec.needs_plain for spec in specs.values()), threads=threads)
+    builds = [kind for spec in present.values() for kind in spec.builds]
+    prepared = prepare(one, plan.cache, plan.sample, builds=builds, threads=plan.threads, given=given)
     with contextlib.ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="run-", dir=cache)))
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="run-", dir=plan.cache)))
         clients = {}
-        for name, spec in specs.items():
+        for name, spec in present.items():
             progress(f"open {name}")
-            clients[name] = stack.enter_context(PeerProcess(spec, prepared, scratch, threads=threads))
+            clients[name] = stack.enter_context(PeerProcess(spec, prepared, scratch, threads=plan.threads))
             clients[name].open()
-        tolerances = {name: spec.tolerance for name, spec in specs.items()}
-        result = measure_case(one, clients, tolerances, scratch, rounds=rounds, progress=progress)
+        result = measure_case(
+            one,
+            clients,
+            {name: spec.tolerance for name, spec in present.items()},
+            scratch,
+            pace=plan.pace,
+            timed_peers=[name for name in present if name.startswith(OURS) or name in (*plan.peers, ANCHORS[one.kind])],
+            progress=progress,
+        )
+    result = replace(result, absent=absent)
     if not result.peers:
         return result
+    result = replace(result, counts={**result.counts, OURS: {**result.counts.get(OURS, {}), **_artifact_bytes(prepared)}})
+    if one.kind == "picture" or not plan.loop_runs:
+        return result
     progress("loop")
-    return replace(result, loop=measure_loop(prepared.artifact, steps=one.steps, runs=runs, threads=threads))
+    return replace(result, loop=measure_loop(prepared.artifact, steps=one.steps, runs=plan.loop_runs, threads=plan.threads))
+
+
+def _artifact_bytes(prepared: Prepared) -> dict[str, int]:
+    files = [path for path in prepared.artifact.rglob("*") if path.is_file()]
+    sizes = {kind: sum(path.stat().st_size for path in files if path.suffix == f".{kind}") for kind in ("safetensors", "onnx")}
+    total = sum(path.stat().st_size for path in files)
+    return {
+        "artifact bytes, weights": sizes["safetensors"],
+        "artifact bytes, graphs": sizes["onnx"],
+        "artifact bytes, the rest": total - sum(sizes.values()),
+    }

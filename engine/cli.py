@@ -46,11 +46,13 @@ _SUMMARIES = {
     "generate": "Draw an image from a prompt with an artifact.",
     "inspect": "Print what an artifact holds.",
     "kernels": "Compile the GPU kernels ahead of time, and look at them.",
+    "tune": "Search the fastest step cache that keeps a bound of quality.",
     "verify": "Check an artifact's hashes, structure and parity.",
 }
 
 _EXTRA_OF_MODULE = {
     "accelerate": "export",
+    "matplotlib": "study",
     "diffusers": "export",
     "onnx": "export",
     "onnx_ir": "export",

@@ -44,9 +44,7 @@ class NativeKernel:
         attributes = attributes or {}
         names = (ctypes.c_char_p * len(attributes))(*(name.encode() for name in attributes))
         values = (ctypes.c_double * len(attributes))(*attributes.values())
-        self._handle = self._library.vitrify_create_kernel(
-            op.encode(), len(attributes), names, values, _tensors(self._kept)
-        )
+        self._handle = self._library.vitrify_create_kernel(op.encode(), len(attributes), names, values, _tensors(self._kept))
         if self._handle is None:
             raise BackendError(self._library.vitrify_error().decode())
 

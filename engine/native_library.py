@@ -12,7 +12,15 @@ from pathlib import Path
 
 from vitrify.engine.errors import BackendError
 
-__all__ = ["cpu_level", "cpu_levels", "force_cpu_level", "load", "ops", "path", "signatures"]
+__all__ = [
+    "cpu_level",
+    "cpu_levels",
+    "force_cpu_level",
+    "load",
+    "ops",
+    "path",
+    "signatures",
+]
 
 _FILE = "libvitrify_ops.so"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import selectors
 import subprocess
 import sys
@@ -35,11 +36,14 @@ class PeerClient(Protocol):
     def give(self, inputs: Path) -> None:
         """Let it take the inputs of this file from now on."""
 
-    def predict(self, step: int) -> Array:
-        """Its noise_pred of `step`, float32."""
+    def predict(self, index: int) -> Array:
+        """Its noise_pred of a step, float32, or a picture, uint8."""
 
-    def time(self, what: str, count: int) -> Timing:
-        """Time `count` of its calls `what` in a row."""
+    def time(self, what: str, count: int, index: int | None = None) -> Timing:
+        """Time `count` of its calls `what` in a row: with 0, 1, 2, …, or all with `index`."""
+
+    def counts(self) -> Mapping[str, int]:
+        """What it counts exactly; see `Peer.counts`."""
 
     def close(self) -> None:
         """End it."""
@@ -77,15 +81,18 @@ class PeerProcess:
     def give(self, inputs: Path) -> None:
         self._ask("give", inputs=str(inputs))
 
-    def predict(self, step: int) -> Array:
-        out = self._scratch / f"{self._name}.npy"
-        self._ask("predict", step=step, out=str(out))
+    def predict(self, index: int) -> Array:
+        out = self._scratch / f"{re.sub(r'[^A-Za-z0-9]', '-', self._name)}.npy"
+        self._ask("predict", index=index, out=str(out))
         predicted: Array = np.load(out)
         return predicted
 
-    def time(self, what: str, count: int) -> Timing:
-        answer = self._ask("time", what=what, count=count)
+    def time(self, what: str, count: int, index: int | None = None) -> Timing:
+        answer = self._ask("time", what=what, count=count, index=index)
         return Timing(tuple(answer["seconds"]), {name: tuple(values) for name, values in answer["parts"].items()})
+
+    def counts(self) -> Mapping[str, int]:
+        return {name: int(value) for name, value in self._ask("count").items()}
 
     def close(self) -> None:
         """Ask the process to end, then insist."""

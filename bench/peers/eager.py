@@ -57,8 +57,8 @@ class Eager(Peer):
     def give(self, inputs: CaseInputs) -> None:
         self._arguments = [tensors(inputs, step, self._dtype) for step in range(len(inputs.timesteps))]
 
-    def predict(self, step: int) -> Array:
-        result: Array = self._step(step).float().numpy()
+    def predict(self, index: int) -> Array:
+        result: Array = self._step(index).float().numpy()
         return result
 
     def calls(self) -> Mapping[str, Callable[[int], object]]:

@@ -57,9 +57,16 @@ class Ours(Peer):
             self._rows["guidance"] = np.broadcast_to(inputs.guidance, (steps, batch))
         self._condition(0)
 
-    def predict(self, step: int) -> Array:
-        self._step(step)
+    def predict(self, index: int) -> Array:
+        self._step(index)
         return self._plan.noise_pred.copy()
+
+    def counts(self) -> Mapping[str, int]:
+        """Engine calls of a step and of `condition`, by graph."""
+        self.clock.take()
+        self._condition(0)
+        self._step(0)
+        return {f"engine calls, {graph}": calls for graph, calls in sorted(self.clock.take_counts().items())}
 
     def calls(self) -> Mapping[str, Callable[[int], object]]:
         return {STEP: self._step, CONDITION: self._condition}

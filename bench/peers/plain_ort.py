@@ -12,8 +12,9 @@ from vitrify.bench.peers.peer import STEP, Peer
 from vitrify.engine.errors import BackendError
 from vitrify.engine.session import Array
 
-__all__ = ["PlainOrt", "export_plain"]
+__all__ = ["PLAIN", "PlainOrt", "export_plain"]
 
+PLAIN = "plain"
 _MODEL = "model.onnx"
 
 
@@ -42,30 +43,18 @@ class PlainOrt(Peer):
     def open(self) -> None:
         import onnxruntime
 
-        if self.plain is None:
-            raise BackendError("plain-ort: the unsplit export was not prepared")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
-        self._session: Any = onnxruntime.InferenceSession(self.plain / _MODEL, options, providers=["CPUExecutionProvider"])
+        self._session: Any = onnxruntime.InferenceSession(self.build(PLAIN) / _MODEL, options, providers=["CPUExecutionProvider"])
         self._names = {node.name for node in self._session.get_inputs()}
 
     def give(self, inputs: CaseInputs) -> None:
-        given: dict[str, Array | None] = {
-            "hidden_states": inputs.latents,
-            "encoder_hidden_states": inputs.encoder_hidden_states,
-            "pooled_projections": inputs.pooled_projections,
-            "img_ids": inputs.img_ids,
-            "txt_ids": inputs.txt_ids,
-            "guidance": inputs.guidance,
-        }
-        fixed = {name: value for name, value in given.items() if value is not None}
-        batch = len(inputs.latents)
-        self._feeds = [{**fixed, "timestep": time.repeat(batch)} for time in inputs.timesteps[:, None]]
+        self._feeds = inputs.feeds()
         if self._names != set(self._feeds[0]):
             raise BackendError(f"the unsplit export takes {sorted(self._names)}, expected {sorted(self._feeds[0])}")
 
-    def predict(self, step: int) -> Array:
-        result: Array = self._step(step)[0]
+    def predict(self, index: int) -> Array:
+        result: Array = self._step(index)[0]
         return result
 
     def calls(self) -> Mapping[str, Callable[[int], object]]:

@@ -1,6 +1,7 @@
 """The process of one peer: reads one JSON object a line, answers with one.
 
-Operations: open · give {inputs} · predict {step, out} · time {what, count} · quit. An answer is `{"ok": …}` or `{"error": …}`.
+Operations: open · give {inputs} · predict {index, out} · time {what, count, index} · count · quit.
+An answer is `{"ok": …}` or `{"error": …}`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from vitrify.bench.inputs import CaseInputs
 from vitrify.bench.measure import timed
 from vitrify.bench.peers.peer import Peer
 
@@ -26,8 +26,9 @@ __all__ = ["main", "make_peer", "serve"]
 def make_peer(factory: str, arguments: dict[str, Any]) -> Peer:
     """The peer of `module:Class`. arguments: as in JSON, the folders as strings."""
     module, _, name = factory.partition(":")
-    paths = {key: None if arguments[key] is None else Path(arguments[key]) for key in ("source", "artifact", "plain")}
-    peer: Peer = getattr(importlib.import_module(module), name)(**{**arguments, **paths})
+    paths = {key: Path(arguments[key]) for key in ("source", "artifact")}
+    builds = {kind: Path(folder) for kind, folder in arguments["builds"].items()}
+    peer: Peer = getattr(importlib.import_module(module), name)(**{**arguments, **paths, "builds": builds})
     return peer
 
 
@@ -35,9 +36,10 @@ def serve(peer: Peer, requests: IO[str], answers: IO[str]) -> None:
     """Answer until `quit` or the end of `requests`. An operation that raises is answered with its traceback's end."""
     operations: dict[str, Callable[[dict[str, Any]], Any]] = {
         "open": lambda _: peer.open(),
-        "give": lambda given: peer.give(CaseInputs.load(Path(given["inputs"]))),
-        "predict": lambda given: np.save(given["out"], peer.predict(given["step"])),
-        "time": lambda given: _time(peer, given["what"], given["count"]),
+        "give": lambda given: peer.give(peer.inputs_type.load(Path(given["inputs"]))),
+        "predict": lambda given: np.save(given["out"], peer.predict(given["index"])),
+        "time": lambda given: _time(peer, given["what"], given["count"], given["index"]),
+        "count": lambda _: dict(peer.counts()),
     }
     for line in requests:
         given = json.loads(line)
@@ -51,8 +53,9 @@ def serve(peer: Peer, requests: IO[str], answers: IO[str]) -> None:
         answers.flush()
 
 
-def _time(peer: Peer, what: str, count: int) -> dict[str, Any]:
-    timing = timed(peer.calls()[what], count, peer.clock)
+def _time(peer: Peer, what: str, count: int, index: int | None) -> dict[str, Any]:
+    call = peer.calls()[what]
+    timing = timed(call if index is None else lambda _: call(index), count, peer.clock)
     return {"seconds": timing.seconds, "parts": timing.parts}
 
 

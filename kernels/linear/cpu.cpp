@@ -76,10 +76,27 @@ void pack(const T* weight, size_t out, size_t in, float* packed) {
   }
 }
 
-// The tile's part of y from `depth` features: sums[kRows][kPanel] = (add ? sums : 0) + x · panel.
-// An element's products are added in the order of the features whatever kRows is.
+// What a tile brings into the second-level cache while it is computed: a line for every kLineEach features.
+constexpr size_t kLine = 64 / sizeof(float);
+constexpr size_t kLineEach = 4;
+
 template <size_t kRows>
-void multiply(const float* x, const float* panel, size_t depth, bool add, float* sums) {
+inline __attribute__((always_inline)) void step(const float* x, const float* weight, Lanes (&low)[kRows],
+                                                Lanes (&high)[kRows]) {
+  const Lanes weight_low = load(weight);
+  const Lanes weight_high = load(weight + kLanes);
+#pragma GCC unroll 16
+  for (size_t row = 0; row < kRows; ++row) {
+    const Lanes value = all(x[row * kStride]);
+    low[row] += value * weight_low;
+    high[row] += value * weight_high;
+  }
+}
+
+// A tile's sums from `depth` features: sums[kRows][kPanel] = (add ? sums : 0) + x · panel. An element's products are
+// added one by one in the order of the features, whatever kRows is. ahead: what to have in the cache next.
+template <size_t kRows>
+void multiply(const float* x, const float* panel, size_t depth, bool add, float* sums, const float* ahead) {
   for (size_t pair = 0; pair < kPanel; pair += kPair) {
     Lanes low[kRows];
     Lanes high[kRows];
@@ -89,15 +106,16 @@ void multiply(const float* x, const float* panel, size_t depth, bool add, float*
       high[row] = add ? load(sums + row * kPanel + pair + kLanes) : Lanes{};
     }
     const float* weight = panel + pair;
-    for (size_t k = 0; k < depth; ++k, weight += kPanel) {
-      const Lanes weight_low = load(weight);
-      const Lanes weight_high = load(weight + kLanes);
-#pragma GCC unroll 16
-      for (size_t row = 0; row < kRows; ++row) {
-        const Lanes value = all(x[row * kStride + k]);
-        low[row] += value * weight_low;
-        high[row] += value * weight_high;
+    size_t k = 0;
+    for (; k + kLineEach <= depth; k += kLineEach, weight += kLineEach * kPanel) {
+      if (pair == 0) __builtin_prefetch(ahead + k / kLineEach * kLine, 0, 2);
+#pragma GCC unroll 1  // More would run out of registers.
+      for (size_t i = 0; i < kLineEach; ++i) {
+        step<kRows>(x + k + i, weight + i * kPanel, low, high);
       }
+    }
+    for (; k < depth; ++k, weight += kPanel) {
+      step<kRows>(x + k, weight, low, high);
     }
 #pragma GCC unroll 16
     for (size_t row = 0; row < kRows; ++row) {
@@ -107,7 +125,7 @@ void multiply(const float* x, const float* panel, size_t depth, bool add, float*
   }
 }
 
-using Multiply = void(const float* x, const float* panel, size_t depth, bool add, float* sums);
+using Multiply = void(const float* x, const float* panel, size_t depth, bool add, float* sums, const float* ahead);
 
 Multiply* multiply_of(size_t rows) {
   static constexpr Multiply* kOf[] = {
@@ -172,6 +190,17 @@ void finish_tile(const LinearProblem& problem, size_t first_row, size_t rows, si
   }
 }
 
+// Has a tile's part of what finish_tile reads and writes on its way while the tile is computed.
+inline void fetch_tile(const LinearProblem& problem, size_t first_row, size_t rows, size_t panel) {
+  for (size_t row = first_row; row < first_row + rows; ++row) {
+    for (size_t i = 0; i < kPanel; i += kLine) {
+      const size_t at = row * problem.out + panel * kPanel + i;
+      __builtin_prefetch(problem.y + at, 1, 2);
+      if (problem.residual != nullptr) __builtin_prefetch(problem.residual + at, 0, 2);
+    }
+  }
+}
+
 // Features first … last - 1 of the rows of x, each row kStride apart.
 void gather(const LinearProblem& problem, size_t first_row, size_t rows, size_t first, size_t last, float* x) {
   const size_t border = problem.features[0];
@@ -201,25 +230,38 @@ void linear_pack(const void* weight, LinearWeightType type, size_t out, size_t i
 void linear_span(const LinearProblem& problem, size_t first_row, size_t rows, size_t first_panel, size_t panels,
                  float* scratch) {
   float* const x = scratch;
-  float* const sums = scratch + kLinearRows * kStride;
+  float* const sums = scratch + kLinearRows * (kLinearBlock / kLinearChunk) * kStride;
   const size_t in = problem.features[0] + problem.features[1];
   const size_t blocks = linear_blocks(in);
   const size_t tiles = (rows + kTile - 1) / kTile;
   for (size_t block = 0; block < blocks; ++block) {
     const size_t first = linear_cut(in, block, blocks);
-    const size_t last = linear_cut(in, block + 1, blocks);
-    const size_t depth = last - first;
-    gather(problem, first_row, rows, first, last, x);
+    const size_t depth = linear_cut(in, block + 1, blocks) - first;
+    const size_t chunks = linear_parts(depth, kLinearChunk);
+    for (size_t chunk = 0; chunk < chunks; ++chunk) {
+      gather(problem, first_row, rows, first + linear_cut(depth, chunk, chunks),
+             first + linear_cut(depth, chunk + 1, chunks), x + chunk * rows * kStride);
+    }
     const float* weight = problem.weight + (first * linear_panels(problem.out) + first_panel * depth) * kPanel;
-    for (size_t panel = 0; panel < panels; ++panel, weight += depth * kPanel) {
-      for (size_t tile = 0; tile < tiles; ++tile) {
-        const size_t start = linear_cut(rows, tile, tiles);
-        const size_t count = linear_cut(rows, tile + 1, tiles) - start;
-        float* const tile_sums = sums + (panel * rows + start) * kPanel;
-        multiply_of(count)(x + start * kStride, weight, depth, block > 0, tile_sums);
-        if (block + 1 == blocks) {
-          finish_tile(problem, first_row + start, count, first_panel + panel, tile_sums);
+    for (size_t panel = 0; panel < panels; ++panel) {
+      float* const panel_sums = sums + (blocks > 1 ? panel * rows * kPanel : 0);
+      for (size_t chunk = 0; chunk < chunks; ++chunk) {
+        const size_t count = linear_cut(depth, chunk + 1, chunks) - linear_cut(depth, chunk, chunks);
+        const float* const next = weight + count * kPanel;
+        const bool last = block + 1 == blocks && chunk + 1 == chunks;
+        for (size_t tile = 0; tile < tiles; ++tile) {
+          const size_t start = linear_cut(rows, tile, tiles);
+          const size_t tile_rows = linear_cut(rows, tile + 1, tiles) - start;
+          float* const tile_sums = panel_sums + start * kPanel;
+          // The first tiles fetch the next chunk of the weight, the others what is there.
+          const size_t fetched = tile * (count / kLineEach) * kLine;
+          const float* ahead = fetched < count * kPanel ? next + fetched : tile_sums;
+          if (last) fetch_tile(problem, first_row + start, tile_rows, first_panel + panel);
+          multiply_of(tile_rows)(x + (chunk * rows + start) * kStride, weight, count, block + chunk > 0, tile_sums,
+                                 ahead);
+          if (last) finish_tile(problem, first_row + start, tile_rows, first_panel + panel, tile_sums);
         }
+        weight = next;
       }
     }
   }

@@ -17,16 +17,20 @@ extern const Operator kLinear2GatedResidual;
 // A packed weight lies block by block along the features, in each block panel by panel along the columns of y, a panel
 // as [features][kLinearPanel]; columns beyond the last are zero. One layout for all levels.
 constexpr size_t kLinearPanel = 32;
-constexpr size_t kLinearDepth = 256;  // Most features of a block.
-// Most rows and panels of one call, and what bounds its scratch.
-constexpr size_t kLinearRows = 308;
+constexpr size_t kLinearBlock = 1024;  // Most features of a block: the rows of x at hand fit the second-level cache.
+constexpr size_t kLinearChunk = 128;   // Most features of a panel's chunk: it fits the first-level cache.
+constexpr size_t kLinearRows = 140;    // Most rows of one call.
+// Most panels of one call where there are several blocks: y's sums wait in scratch from block to block.
 constexpr size_t kLinearPanels = 32;
 
+constexpr size_t linear_parts(size_t size, size_t most) {
+  return size <= most ? 1 : (size + most - 1) / most;
+}
 constexpr size_t linear_panels(size_t out) {
   return (out + kLinearPanel - 1) / kLinearPanel;
 }
 constexpr size_t linear_blocks(size_t in) {
-  return in <= kLinearDepth ? 1 : (in + kLinearDepth - 1) / kLinearDepth;
+  return linear_parts(in, kLinearBlock);
 }
 // Where the i-th of `parts` nearly equal parts of `size` begins.
 constexpr size_t linear_cut(size_t size, size_t i, size_t parts) {
@@ -36,10 +40,11 @@ constexpr size_t linear_packed(size_t out, size_t in) {
   return linear_panels(out) * kLinearPanel * in;
 }
 
-// Rows of x lie in scratch at this distance: of all powers of two, only one cache line's, so that the rows of a tile
-// do not compete for the same places in the cache.
-constexpr size_t kLinearStride = kLinearDepth + 16;
-constexpr size_t kLinearScratch = kLinearRows * (kLinearStride + kLinearPanels * kLinearPanel);
+// Rows of a chunk of x lie in scratch at this distance: a cache line more than a power of two, so that the rows of a
+// tile do not compete for the same places in the cache.
+constexpr size_t kLinearStride = kLinearChunk + 16;
+constexpr size_t kLinearScratch =
+    kLinearRows * (kLinearBlock / kLinearChunk * kLinearStride + kLinearPanels * kLinearPanel);
 
 enum class LinearEpilogue { none, gelu, gated_residual };
 
@@ -62,8 +67,8 @@ enum class LinearWeightType { float32, bfloat16, float16 };
 
 // weight: [out, in], dense. packed: linear_packed(out, in) elements.
 using LinearPack = void(const void* weight, LinearWeightType type, size_t out, size_t in, float* packed);
-// y of `rows` ≤ kLinearRows rows and `panels` ≤ kLinearPanels panels. scratch: kLinearScratch elements, at an address
-// that 64 divides. The bits of an element of y depend on its row of x, its row of the weight and `in` alone.
+// y of `rows` ≤ kLinearRows rows and `panels` panels. scratch: kLinearScratch elements, at an address that 64 divides.
+// The bits of an element of y depend on its row of x, its row of the weight and `in` alone.
 using LinearSpan = void(const LinearProblem& problem, size_t first_row, size_t rows, size_t first_panel, size_t panels,
                         float* scratch);
 

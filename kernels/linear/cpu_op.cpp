@@ -48,7 +48,7 @@ constexpr size_t kSmall = 1 << 19;
 constexpr size_t kTasksPerThread = 2;
 
 Cut cut(size_t rows, size_t panels, size_t in, size_t threads) {
-  Cut parts = {(rows + kLinearRows - 1) / kLinearRows, (panels + kLinearPanels - 1) / kLinearPanels};
+  Cut parts = {linear_parts(rows, kLinearRows), linear_blocks(in) > 1 ? linear_parts(panels, kLinearPanels) : 1};
   if (threads < 2 || rows * panels * kLinearPanel * in < kSmall) return parts;
   // A few tasks for each thread and the same number for all, columns cut before rows: x is then copied more often,
   // but each part of the weight is read by fewer.

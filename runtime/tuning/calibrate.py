@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from vitrify.engine.artifact.presets import Calibration
 from vitrify.runtime.guidance import Lane
-from vitrify.runtime.tuning.prompts import Requests
+from vitrify.runtime.tuning.requests import Requests
 
 __all__ = ["calibrate"]
 

@@ -1,4 +1,4 @@
-"""`vitrify calibrate`: what a step cache can know of an artifact beforehand."""
+"""`vitrify calibrate` and `vitrify tune`: what is measured of an artifact on this machine, for its step caches."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from typing import Any
 
 import click
 
-from vitrify.engine.artifact.presets import read_presets, write_presets
+from vitrify.engine.artifact.presets import Tuned, read_presets, write_presets
+from vitrify.engine.errors import RequestError
 from vitrify.runtime.loader import load
 from vitrify.runtime.tuning.calibrate import calibrate as calibrated
-from vitrify.runtime.tuning.prompts import Requests, read_prompts
+from vitrify.runtime.tuning.requests import Requests, read_prompts
+from vitrify.runtime.tuning.search import Bound
+from vitrify.runtime.tuning.tune import Outcome
+from vitrify.runtime.tuning.tune import tune as tuned
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "tune"]
 
 _PATH = click.Path(path_type=Path)
 
@@ -40,3 +44,69 @@ def calibrate(artifact: Path, prompts: Path, steps: int | None, seed: int, kerne
         path = write_presets(pipe.artifact, replace(presets, calibration=calibration))
     click.echo(" ".join(f"{ratio:.4f}" for ratio in calibration.ratios))
     click.echo(f"{path}: {requests.steps} steps, {len(lines)} prompts; use it with --cache magcache")
+
+
+@click.command()
+@click.argument("artifact", type=_PATH)
+@click.option("--prompts", type=_PATH, required=True, help="A text file, one prompt a line.")
+@click.option("--held-out", type=_PATH, help="Prompts to judge the result on; every fourth of --prompts if not given.")
+@click.option("--min-ssim", type=float, help="The least SSIM to the uncached picture, 5th percentile over the prompts.")
+@click.option("--min-psnr", type=float, help="The least PSNR in dB, likewise; one of the two is given.")
+@click.option("--steps", type=click.IntRange(min=2), help="Denoising steps; the artifact's if not given.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the first prompt; the next has one more."
+)
+@click.option("--kernels", type=click.Choice(["auto", "native", "portable"]), default="auto", show_default=True)
+@click.option("--threads", type=int, help="Of the CPU; one per core if not given.")
+def tune(
+    artifact: Path,
+    prompts: Path,
+    held_out: Path | None,
+    min_ssim: float | None,
+    min_psnr: float | None,
+    steps: int | None,
+    seed: int,
+    kernels: Any,
+    threads: int | None,
+) -> None:
+    """Search the fastest step cache of ARTIFACT whose pictures stay near the uncached ones, for `--cache tuned`.
+
+    It is searched on some prompts and judged on others. What `vitrify calibrate` measured brings in MagCache.
+    """
+    if (min_ssim is None) == (min_psnr is None):
+        raise RequestError("give --min-ssim or --min-psnr, one of them, e.g. --min-ssim 0.95")
+    bound = Bound("ssim", min_ssim) if min_ssim is not None else Bound("psnr", min_psnr or 0.0)
+    lines = read_prompts(prompts)
+    others = lines[3::4] if held_out is None else read_prompts(held_out)
+    searched = [line for line in lines if line not in set(others)]
+    if not searched or not others:
+        raise RequestError(
+            f"--prompts {prompts}: {len(lines)} prompts leave {len(searched)} to search on and {len(others)} held out; "
+            "give four or more, or more than --held-out has"
+        )
+    with load(artifact, kernels=kernels, threads=threads) as pipe:
+        presets = read_presets(pipe.artifact)
+        count = steps or pipe.request_default("num_inference_steps")
+        searching, judging = Requests(pipe, searched, count, seed), Requests(pipe, others, count, seed + len(searched))
+        outcome = tuned(searching, judging, bound, presets.calibration, lambda line: click.echo(line, err=True))
+        path = write_presets(pipe.artifact, replace(presets, tuned=Tuned(outcome.cache, count, outcome.record())))
+    _report(outcome, bound)
+    click.echo(f"{path}: {count} steps; use it with --cache tuned")
+
+
+def _report(outcome: Outcome, bound: Bound) -> None:
+    record = outcome.record()
+    click.echo(f"tuned: {outcome.cache}")
+    for name in ("searched", "held_out"):
+        part = record[name]
+        figures = (f"{m.upper()} {part[f'{m}_mean']:.4f}, 5th percentile {part[f'{m}_p5']:.4f}" for m in ("ssim", "psnr"))
+        click.echo(f"{name.replace('_', ' ')}: {part['requests']} prompts, {part['computed_steps']} steps; {'; '.join(figures)}")
+    click.echo(
+        f"time of the loop: {record['wall_ratio']:.3f} of an uncached one by the clock, {record['cost_ratio']:.3f} by the "
+        f"engine's calls; {record['tried']} settings tried"
+    )
+    if not outcome.holds_elsewhere:
+        click.echo(
+            f"warning: {bound.metric} {bound.least:g} holds on the prompts searched, not on those held out; search on more",
+            err=True,
+        )

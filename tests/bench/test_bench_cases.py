@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from vitrify.bench.cases import CASES, EMOJI, FLUX_146M, FLUX_DEV, case
+from vitrify.bench.cases import CASES, EMOJI, FLUX_146M, FLUX_DEV, Kind, case, from_json, to_json
 from vitrify.bench.export_growth import GROWTH_CASES
 from vitrify.bench.flux_configs import flux_dev_configs
-from vitrify.bench.peers.registry import OURS, PEERS, REFERENCE, peer_spec
+from vitrify.bench.peers.registry import ANCHORS, OURS, PEERS, REFERENCE, PeerSpec, absence, peer_specs
+from vitrify.bench.prepare import BUILDS
 from vitrify.bench.sources import parameter_shapes
 from vitrify.engine.errors import RequestError
 
@@ -87,11 +88,35 @@ def test_unknown_names_list_the_known() -> None:
     with pytest.raises(RequestError, match="sample, flux-146m"):
         case("nothing")
     with pytest.raises(RequestError, match="vitrify, plain-ort"):
-        peer_spec("nothing")
+        peer_specs("step", ("nothing",))
 
 
-def test_ours_and_the_reference_are_peers() -> None:
-    assert {OURS, REFERENCE} <= set(PEERS)
+@pytest.mark.parametrize("kind", ["step", "picture"])
+def test_ours_the_reference_and_the_anchor_always_take_part(kind: Kind) -> None:
+    found = peer_specs(kind, ())
+    assert set(found) == {OURS, REFERENCE, ANCHORS[kind]}
+    assert next(iter(found)) == OURS
+
+
+def test_caches_are_peers_of_whole_pictures_alone() -> None:
+    assert list(peer_specs("picture", ("eager-bf16",), ("taylorseer",))) == [OURS, "vitrify+taylorseer", REFERENCE, "eager-bf16"]
+    assert "vitrify+taylorseer" not in peer_specs("step", (), ("taylorseer",))
+
+
+def test_a_peer_that_cannot_run_says_what_is_missing() -> None:
+    spec = PeerSpec("far", "for tests", "far:Far", "fp32", 1e-4, {}, packages=("no_such_package_here",))
+    assert absence(spec) == "no_such_package_here is not installed; pip install -c constraints.txt '.[bench-peers]'"
+    assert "no-such-program" in str(absence(replace(spec, packages=(), programs=("no-such-program",))))
+    assert absence(replace(spec, packages=("numpy",), programs=("sh",))) is None
+
+
+def test_every_build_that_a_peer_needs_is_known() -> None:
+    assert {build for peers in PEERS.values() for spec in peers.values() for build in spec.builds} <= set(BUILDS)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_cases_survive_json(name: str) -> None:
+    assert from_json(json.loads(json.dumps(to_json(CASES[name])))) == CASES[name]
 
 
 def test_flux_dev_configurations_make_flux_dev() -> None:

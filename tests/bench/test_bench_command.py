@@ -11,29 +11,58 @@ import pytest
 from click.testing import CliRunner
 
 from vitrify.bench.cli import bench
-from vitrify.bench.report import read_run
+from vitrify.bench.document import read_document
+from vitrify.bench.peers.registry import PEERS, absence
 from vitrify.engine.errors import BackendError
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = str(ROOT / "examples" / "emoji_flux")
 
 
-@pytest.mark.parametrize("command", ["run", "export", "startup"])
-def test_every_command_explains_itself(command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("run", "--threads"),
+        ("export", "--json"),
+        ("startup", "--json"),
+        ("ops", "--level"),
+        ("compare", "--margin"),
+        ("report", "--html"),
+    ],
+)
+def test_every_command_explains_itself(command: str, option: str) -> None:
     result = CliRunner().invoke(bench, [command, "--help"])
     assert result.exit_code == 0
-    assert "--json" in result.output
-    assert "--threads" in result.output
+    assert option in result.output
 
 
 @pytest.mark.parametrize(
     ("arguments", "known"),
-    [(["run", "--case", "x"], "flux-146m"), (["run", "--peer", "x"], "plain-ort"), (["export", "--case", "x"], "wide-whole")],
+    [
+        (["run", "--case", "x"], "flux-146m"),
+        (["run", "--peer", "x"], "plain-ort"),
+        (["startup", "--case", "x"], "flux-146m"),
+        (["export", "--case", "x"], "wide-whole"),
+    ],
 )
 def test_unknown_names_are_refused_with_the_known_ones(arguments: list[str], known: str) -> None:
     result = CliRunner().invoke(bench, arguments)
     assert result.exit_code == 2
     assert known in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--artifact", SAMPLE], "--source"),
+        (["--artifact", SAMPLE, "--source", SAMPLE, "--case", "sample"], "--case"),
+        (["--prompt", "red apple"], "--artifact"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(bench, ["run", *arguments])
+    assert result.exit_code == 2
+    assert said in result.output
 
 
 def test_another_folder_than_the_sample_is_refused_by_name(tmp_path: Path) -> None:
@@ -51,16 +80,35 @@ def test_listing_commands_imports_no_peer() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_on_the_sample(tmp_path: Path) -> None:
-    out = tmp_path / "run.json"
-    arguments = ["run", "--case", "sample", "--rounds", "1", "--runs", "1", "--sample", SAMPLE]
+    out, page = tmp_path / "run.json", tmp_path / "run.html"
+    arguments = [
+        "run",
+        "--case",
+        "sample",
+        "--rounds",
+        "2",
+        "--most",
+        "2",
+        "--runs",
+        "1",
+        "--sample",
+        SAMPLE,
+        "--html",
+        str(page),
+    ]
     result = CliRunner().invoke(
         bench, [*arguments, "--cache", str(tmp_path / "cache"), "--json", str(out)], catch_exceptions=False
     )
     assert result.exit_code == 0
-    run = read_run(out)
-    assert run.limits.keys() == {"float32", "bfloat16"}
+    run = read_document(out).run
+    assert run.limits.keys() >= {"matrix product, float32", "matrix product, bfloat16"}
+    assert any(name.startswith("registers, float32") for name in run.limits)
     (case,) = run.cases
-    assert set(case.checks) == set(case.peers) == {"vitrify", "plain-ort", "eager-fp32", "eager-bf16"}
+    known = {name for name, spec in PEERS["step"].items() if absence(spec) is None}
+    assert set(case.checks) == known
+    assert case.peers.keys() >= {"vitrify", "plain-ort", "eager-fp32", "eager-bf16"}
+    assert case.counts["vitrify"]["engine calls, transformer/rest"] == 1
+    assert "<svg" in page.read_text()
     assert case.checks["vitrify"].relative < 1e-5
     assert set(case.peers["vitrify"].parts) == {
         "condition, per step",

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from vitrify.bench.measure import Clock, Timing, interleave, ratios, summarise, timed, turns
+from vitrify.bench.measure import Clock, Pace, Timing, interleave, ratio_change, ratios, summarise, timed, turns
 
 
 def test_a_round_goes_forward_and_back() -> None:
@@ -30,7 +30,7 @@ def test_a_steady_drift_falls_on_all_peers_alike() -> None:
 def test_interleave_keeps_rounds_apart_and_rests_before_every_visit() -> None:
     events: list[str] = []
 
-    def visit(peer: str) -> str:
+    def visit(peer: str, _round: int) -> str:
         events.append(peer)
         return f"{peer}{len(events)}"
 
@@ -95,3 +95,40 @@ def test_ratios_pair_rounds_before_anything_is_averaged() -> None:
     assert summarise(ratios([1.0, 1.0, 10.0], [2.0, 2.0, 20.0])).median == 0.5
     with pytest.raises(ValueError, match="zip"):
         ratios([1.0], [1.0, 2.0])
+
+
+def test_rounds_go_on_counting_where_they_stopped() -> None:
+    seen: list[tuple[str, int]] = []
+    interleave(("a", "b"), 1, lambda peer, number: seen.append((peer, number)), first=3, settle=lambda: None)
+    assert seen == [("b", 3), ("a", 3), ("a", 3), ("b", 3)]
+
+
+def test_the_clock_counts_what_it_hears() -> None:
+    clock = Clock()
+    for _ in range(3):
+        clock.add("rest", 0.5)
+    clock.add("first", 0.5)
+    assert clock.take_counts() == {"rest": 3, "first": 1}
+    assert clock.take_counts() == clock.take() == {}
+
+
+def test_a_change_is_that_of_the_ratio_whatever_the_machine_does_meanwhile() -> None:
+    base = ([1.0, 1.1, 0.9], [2.0, 2.2, 1.8])
+    slower_machine = ([10.0, 11.0, 9.0], [20.0, 22.0, 18.0])
+    slower_ours = ([1.1, 1.21, 0.99], [2.0, 2.2, 1.8])
+    assert ratio_change(base, slower_machine).median == pytest.approx(1.0)
+    assert ratio_change(base, slower_ours).median == pytest.approx(1.1)
+    wide = ratio_change(([1.0, 2.0, 1.0, 2.0], [1.0] * 4), ([1.0, 2.0, 1.0, 2.0], [1.0] * 4))
+    assert wide.low < 1 < wide.high
+
+
+def test_a_pace_measures_until_the_ratio_is_known() -> None:
+    pace = Pace(4, spread=0.01, most=9)
+    assert pace.more([], []) == 4
+    assert pace.more([1.0] * 4, [2.0] * 4) == 0
+    noisy = [1.0, 1.5, 1.0, 1.5]
+    assert pace.more(noisy, [1.0] * 4) == 2
+    assert pace.more(noisy * 2, [1.0] * 8) == 1
+    assert pace.more(noisy * 3, [1.0] * 12) == 0
+    assert Pace(4).more(noisy, [1.0] * 4) == 0
+    assert pace.more([], [1.0] * 4) == 0  # nothing of ours to be known

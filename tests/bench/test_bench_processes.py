@@ -44,6 +44,8 @@ class Loud(Peer):
             sys.stderr.flush()
             os._exit(3)
         return self.inputs.latents * self.factor
+    def counts(self):
+        return {"calls": 7}
     def calls(self):
         def call(index):
             self.clock.add("half", index / 2)
@@ -55,19 +57,21 @@ class Loud(Peer):
 def loud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PeerSpec:
     (tmp_path / "loud_peer.py").write_text(PEER)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    return PeerSpec("loud", "for tests", "loud_peer:Loud", 1e-4, {"factor": 2})
+    return PeerSpec("loud", "for tests", "loud_peer:Loud", "fp32", 1e-4, {"factor": 2})
 
 
 def test_a_peer_answers_through_its_process(tmp_path: Path, loud: PeerSpec) -> None:
     inputs = draw_inputs(TINY, 1)
     inputs.save(tmp_path / "inputs.npz")
-    with PeerProcess(loud, Prepared(tmp_path, tmp_path, None), tmp_path, threads=1) as peer:
+    with PeerProcess(loud, Prepared(tmp_path, tmp_path), tmp_path, threads=1) as peer:
         peer.open()
         peer.give(tmp_path / "inputs.npz")
         np.testing.assert_array_equal(peer.predict(0), inputs.latents * 2)
         timing = peer.time("step", 3)
         assert timing.parts == {"half": (0.0, 0.5, 1.0)}
         assert len(timing.seconds) == 3
+        assert peer.time("step", 2, 4).parts == {"half": (2.0, 2.0)}
+        assert peer.counts() == {"calls": 7}
         with pytest.raises(BackendError, match="no step nine"):
             peer.predict(9)
         # A failed question leaves the peer alive; a dead peer is reported with its last words.
@@ -79,16 +83,16 @@ def test_a_peer_answers_through_its_process(tmp_path: Path, loud: PeerSpec) -> N
 
 
 def test_a_peer_that_cannot_start_is_reported(tmp_path: Path) -> None:
-    spec = PeerSpec("ghost", "for tests", "no_such_module_here:Peer", 1e-4, {})
+    spec = PeerSpec("ghost", "for tests", "no_such_module_here:Peer", "fp32", 1e-4, {})
     with (
-        PeerProcess(spec, Prepared(tmp_path, tmp_path, None), tmp_path, threads=1) as peer,
+        PeerProcess(spec, Prepared(tmp_path, tmp_path), tmp_path, threads=1) as peer,
         pytest.raises(BackendError, match="no_such_module_here"),
     ):
         peer.open()
 
 
 def test_the_worker_ends_at_quit_and_answers_every_line_before(tmp_path: Path) -> None:
-    arguments = {"source": str(tmp_path), "artifact": str(tmp_path), "plain": None, "threads": 1}
+    arguments = {"source": str(tmp_path), "artifact": str(tmp_path), "builds": {}, "threads": 1}
     peer = make_peer("vitrify.bench.peers.plain_ort:PlainOrt", arguments)
     answers = io.StringIO()
     requests = [{"op": "open"}, {"op": "unknown"}, {"op": "quit"}, {"op": "open"}]
@@ -100,7 +104,7 @@ def test_the_worker_ends_at_quit_and_answers_every_line_before(tmp_path: Path) -
 
 
 def test_unknown_options_of_a_peer_are_refused(tmp_path: Path) -> None:
-    arguments = {"source": str(tmp_path), "artifact": str(tmp_path), "plain": None, "threads": 1, "speed": 11}
+    arguments = {"source": str(tmp_path), "artifact": str(tmp_path), "builds": {}, "threads": 1, "speed": 11}
     with pytest.raises(TypeError, match="speed"):
         make_peer("vitrify.bench.peers.plain_ort:PlainOrt", arguments)
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from vitrify.bench.document import FORMAT, Document, document, read_document, write_document, write_json
 from vitrify.bench.export_growth import Growth
 from vitrify.bench.machine import Machine, this_machine
 from vitrify.bench.measure import Summary
-from vitrify.bench.report import case_tables, document, growth_table, read_run, startup_table, write_json
+from vitrify.bench.page import page, write_page
+from vitrify.bench.pictures import to_png
+from vitrify.bench.report import case_tables, growth_table, startup_table
 from vitrify.bench.results import CaseResult, Check, LoopResult, PeerResult, RunResult
 from vitrify.bench.startup import Startup
 from vitrify.engine.errors import SpecError
@@ -27,18 +33,25 @@ MACHINE = Machine("a processor", ("avx2",), 2, 1 << 34, "Linux x86_64", "3.11.7"
 
 CASE = CaseResult(
     name="sample",
+    kind="step",
+    summary="a case <of> tests",
     parameters=7_360_544,
     flops=1_000_000_000,
     dims={"batch": 2, "image_tokens": 64, "text_tokens": 16, "steps": 20},
     sensitivity={"timesteps": 0.5},
     checks={"vitrify": Check(1e-6, 1e-5, 1e-4), "plain-ort": Check(2e-6, 1e-5, 1e-4), "eager-bf16": Check(0.5, math.inf, 5e-2)},
     peers={
-        "vitrify": PeerResult(summary(0.004), {"transformer/rest": summary(0.003), "outside plan.run()": summary(0.0001)}),
-        "plain-ort": PeerResult(summary(0.005), {}, summary(0.8)),
+        "vitrify": PeerResult((0.004, 0.003, 0.005), {"transformer/rest": summary(0.003), "outside plan.run()": summary(0.0001)}),
+        "plain-ort": PeerResult((0.005, 0.00375, 0.00625)),
     },
+    absent={"openvino-fp32": "openvino is not installed"},
+    counts={"vitrify": {"engine calls, transformer/rest": 1}},
+    pictures={"vitrify": (to_png(np.full((4, 4, 3), 77, np.uint8)),)},
     loop=LoopResult(20, summary(0.1), summary(0.09), summary(0.03), summary(0.02), {"transformer/rest": summary(0.05)}),
 )
-RUN = RunResult(threads=2, rounds=5, limits={"float32": 3.8e11}, cases=(CASE, replace(CASE, name="other", peers={}, loop=None)))
+OTHER = replace(CASE, name="other", kind="picture", peers={}, counts={}, pictures={}, loop=None)
+RUN = RunResult(threads=2, limits={"float32": 3.8e11}, cases=(CASE, OTHER))
+DOCUMENT = Document("2026-01-02", MACHINE, RUN)
 
 
 def printed(*tables: object) -> str:
@@ -51,8 +64,8 @@ def printed(*tables: object) -> str:
 
 def test_a_run_survives_its_file(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "run.json"
-    write_json(path, document("run", MACHINE, RUN.to_json()))
-    assert read_run(path) == RUN
+    write_document(path, DOCUMENT)
+    assert read_document(path) == DOCUMENT
 
 
 def test_the_document_is_plain_json_and_says_what_it_is(tmp_path: Path) -> None:
@@ -63,31 +76,31 @@ def test_the_document_is_plain_json_and_says_what_it_is(tmp_path: Path) -> None:
         raise AssertionError(f"{text} is no JSON")
 
     content = json.loads(path.read_text(), parse_constant=refuse)
-    assert (content["format"], content["kind"]) == (1, "run")
+    assert (content["format"], content["kind"]) == (FORMAT, "run")
     assert content["machine"]["cpu_flags"] == ["avx2"]
     assert content["results"]["cases"][0]["checks"]["eager-bf16"]["worst"] is None
 
 
-@pytest.mark.parametrize(("field", "value"), [("kind", "export"), ("format", 2), ("results", {"threads": 2}), ("results", None)])
+@pytest.mark.parametrize(("field", "value"), [("kind", "export"), ("format", 1), ("results", {"threads": 2}), ("results", None)])
 def test_a_document_of_another_kind_is_refused(tmp_path: Path, field: str, value: object) -> None:
     path = tmp_path / "run.json"
     content = {**document("run", MACHINE, RUN.to_json()), field: value}
     path.write_text(json.dumps(content))
     with pytest.raises(SpecError, match=r"run\.json|results"):
-        read_run(path)
+        read_document(path)
 
 
 def test_damaged_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
-    path.write_text('{"format": 1')
+    path.write_text('{"format": 2')
     with pytest.raises(SpecError, match="not JSON"):
-        read_run(path)
+        read_document(path)
 
 
 def test_a_field_of_another_type_is_named() -> None:
     data = RUN.to_json()
-    data["cases"][0]["peers"]["plain-ort"]["step_s"]["median"] = "fast"
-    with pytest.raises(SpecError, match=r"results\.cases\[0\]\.peers\.plain-ort\.step_s\.median"):
+    data["cases"][0]["peers"]["plain-ort"]["rounds_s"][1] = "fast"
+    with pytest.raises(SpecError, match=r"results\.cases\[0\]\.peers\.plain-ort\.rounds_s\[1\]"):
         RunResult.from_json(data)
 
 
@@ -123,7 +136,9 @@ def test_the_table_shows_numbers_only_for_the_right() -> None:
     assert "wrong: allowed 5e-02" in lines["eager-bf16"]
     assert "outside plan.run()" in text
     assert "2.00%" in text
-    assert "380 GFLOP/s" in text
+    assert "380 Gop/s" in text
+    assert "openvino is not installed" in text
+    assert "engine calls" in text
 
 
 def test_a_right_peer_beside_our_wrong_one_is_said_to_be_unmeasured() -> None:
@@ -142,3 +157,27 @@ def test_growth_and_startup_tables() -> None:
     assert startup.drawn_over_weights == pytest.approx(4.0)
     assert "1.50" in printed(startup_table([startup]))
     assert startup.to_json()["drawn_over_weights"] == 4.0
+
+
+@pytest.mark.parametrize("rounds", [[], [0.0, 1.0], [-1.0]])
+def test_times_that_are_no_times_are_refused(rounds: list[float]) -> None:
+    data = RUN.to_json()
+    data["cases"][0]["peers"]["vitrify"]["rounds_s"] = rounds
+    with pytest.raises(SpecError, match="above 0"):
+        RunResult.from_json(data)
+
+
+def test_the_page_stands_alone_and_shows_what_the_table_shows(tmp_path: Path) -> None:
+    write_page(tmp_path / "deep" / "run.html", DOCUMENT)
+    text = (tmp_path / "deep" / "run.html").read_text()
+    assert text == page(DOCUMENT)
+    assert "a case &lt;of&gt; tests" in text
+    assert "<of>" not in text
+    assert "http" not in text
+    assert "<script" not in text
+    (image,) = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
+    assert base64.b64decode(image) == CASE.pictures["vitrify"][0]
+    assert "wrong: allowed 5e-02" in text
+    assert "absent: openvino is not installed" in text
+    widths = [float(width) for width in re.findall(r'<rect [^>]*width="([0-9.]+)"', text)]
+    assert widths[0] / widths[1] == pytest.approx(0.8, abs=0.01)

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.bench.fake_peers import TINY, FakePeer, linear_model
+from tests.bench.fake_peers import TINY, TINY_PICTURES, FakePeer, draw, linear_model
 from vitrify.bench.inputs import CaseInputs, draw_inputs
+from vitrify.bench.measure import Pace
+from vitrify.bench.picture_inputs import PictureInputs, draw_picture_inputs
+from vitrify.bench.pictures import from_png
 from vitrify.bench.results import CaseResult
 from vitrify.bench.run_case import measure_case
 from vitrify.engine.errors import ParityError
@@ -32,20 +35,17 @@ def nan_model(inputs: CaseInputs, step: int) -> Any:
 
 def measured(peers: dict[str, FakePeer], scratch: Path, *, rounds: int = 2) -> CaseResult:
     tolerances = {name: 1e-2 if name == "loose" else 1e-4 for name in peers}
-    return measure_case(TINY, peers, tolerances, scratch, rounds=rounds, settle=lambda: None)
+    return measure_case(TINY, peers, tolerances, scratch, pace=Pace(rounds), settle=lambda: None)
 
 
 def test_right_peers_are_measured(tmp_path: Path) -> None:
     ours = FakePeer(seconds=(0.1,), condition_s=0.08, parts=PARTS)
     other = FakePeer(seconds=(0.2,))
     result = measured({"vitrify": ours, "eager-fp32": FakePeer(seconds=(0.6,)), "plain-ort": other}, tmp_path)
-    assert result.passed
-    assert result.peers["vitrify"].step.median == pytest.approx(0.1 + 0.08 / TINY.steps)
-    assert result.peers["plain-ort"].step.median == pytest.approx(0.2)
-    ratio = result.peers["plain-ort"].ratio
-    assert ratio is not None
-    assert ratio.median == pytest.approx(0.12 / 0.2)
-    assert result.peers["vitrify"].ratio is None
+    assert result.wrong == ()
+    assert result.peers["vitrify"].time.median == pytest.approx(0.1 + 0.08 / TINY.steps)
+    assert result.peers["plain-ort"].time.median == pytest.approx(0.2)
+    assert result.peers["vitrify"].over(result.peers["plain-ort"]).median == pytest.approx(0.12 / 0.2)
 
 
 def test_parts_and_the_time_outside_them_make_the_step(tmp_path: Path) -> None:
@@ -54,20 +54,20 @@ def test_parts_and_the_time_outside_them_make_the_step(tmp_path: Path) -> None:
     assert {name: part.median for name, part in found.parts.items()} == pytest.approx(
         {"condition, per step": 0.02, "transformer/embed": 0.025, "transformer/rest": 0.05, "outside plan.run()": 0.025}
     )
-    assert sum(part.median for part in found.parts.values()) == pytest.approx(found.step.median)
+    assert sum(part.median for part in found.parts.values()) == pytest.approx(found.time.median)
 
 
 def test_visits_begin_with_a_step_that_does_not_count(tmp_path: Path) -> None:
     # Calibration takes 3 steps, then visits of 1 + 1: every first one is slow.
     ours = FakePeer(seconds=(1.0, 1.0, 1.0, 50.0, 1.0, 50.0, 1.0))
-    assert measured({"vitrify": ours, "eager-fp32": FakePeer()}, tmp_path, rounds=1).peers["vitrify"].step.median == 1.0
+    assert measured({"vitrify": ours, "eager-fp32": FakePeer()}, tmp_path, rounds=1).peers["vitrify"].time.median == 1.0
 
 
 def test_a_wrong_peer_gets_no_number(tmp_path: Path) -> None:
     wrong = FakePeer(wrong_model)
     peers = {"vitrify": FakePeer(), "eager-fp32": FakePeer(), "plain-ort": wrong, "loose": FakePeer(wrong_model)}
     result = measured(peers, tmp_path)
-    assert not result.passed
+    assert result.wrong == ("plain-ort",)
     assert result.checks["plain-ort"].relative == pytest.approx(1e-3, rel=0.01)
     assert set(result.peers) == {"vitrify", "eager-fp32", "loose"}
     assert "step" not in wrong.asked
@@ -137,3 +137,50 @@ def test_every_input_is_changed_alone() -> None:
     for name, changed in changes.items():
         differing = [other for other in changes if not np.array_equal(getattr(changed, other), getattr(inputs, other))]
         assert differing == [name]
+
+
+def test_counts_are_taken_from_the_right_alone(tmp_path: Path) -> None:
+    peers = {
+        "vitrify": FakePeer(counted={"engine calls": 4}),
+        "eager-fp32": FakePeer(),
+        "plain-ort": FakePeer(wrong_model, counted={"x": 1}),
+    }
+    assert measured(peers, tmp_path).counts == {"vitrify": {"engine calls": 4}}
+
+
+def test_only_those_asked_for_are_timed_but_all_are_checked(tmp_path: Path) -> None:
+    peers = {"vitrify": FakePeer(), "eager-fp32": FakePeer(), "plain-ort": FakePeer()}
+    tolerances = dict.fromkeys(peers, 1e-4)
+    asked = ("vitrify", "plain-ort")
+    result = measure_case(TINY, peers, tolerances, tmp_path, pace=Pace(2), timed_peers=asked, settle=lambda: None)
+    assert set(result.peers) == set(asked)
+    assert set(result.checks) == set(peers)
+    assert "step" not in peers["eager-fp32"].asked
+
+
+def test_pictures_are_checked_kept_and_timed_prompt_by_prompt(tmp_path: Path) -> None:
+    def paler(inputs: PictureInputs, index: int) -> Any:
+        return draw(inputs, index) // 2
+
+    ours, reference = FakePeer(draw, seconds=(0.1,)), FakePeer(draw, seconds=(0.3,))
+    peers = {"vitrify": ours, "vitrify+loose": FakePeer(paler), "eager-fp32": reference}
+    tolerances = {"vitrify": 1e-3, "vitrify+loose": 0.6, "eager-fp32": 1e-3}
+    result = measure_case(TINY_PICTURES, peers, tolerances, tmp_path, pace=Pace(3), settle=lambda: None)
+    assert result.wrong == ()
+    assert result.checks["vitrify+loose"].relative == pytest.approx(0.5, abs=0.01)
+    assert result.peers["vitrify"].over(result.peers["eager-fp32"]).median == pytest.approx(1 / 3)
+    inputs = draw_picture_inputs(TINY_PICTURES, 11)
+    for index, png in enumerate(result.pictures["vitrify"]):
+        np.testing.assert_array_equal(from_png(png), draw(inputs, index))
+    # Two visits a round, each a call to warm up and then a measured one, all peers at the same prompt.
+    assert ours.indices == reference.indices == [0] * 4 + [1] * 4 + [0] * 4
+    assert result.sensitivity.keys() == {"prompts", "latents", "num_inference_steps"}
+
+
+def test_picture_inputs_survive_the_file(tmp_path: Path) -> None:
+    for defaults in ({}, {"negative_prompt": "", "true_cfg_scale": 2.0}):
+        inputs = draw_picture_inputs(replace(TINY_PICTURES, defaults=defaults), 3)
+        inputs.save(tmp_path / "inputs.npz")
+        loaded = PictureInputs.load(tmp_path / "inputs.npz")
+        np.testing.assert_array_equal(loaded.latents, inputs.latents)
+        assert replace(loaded, latents=inputs.latents) == inputs

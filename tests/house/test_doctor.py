@@ -31,7 +31,7 @@ def test_json_says_the_same() -> None:
     assert found["packages"]["numpy"] == metadata.version("numpy")
     assert found["native_ops"] == native_library.ops()
     assert found["cpu_level"] in found["cpu_levels"]
-    assert set(found["extras"]) == {"export", "kernels", "tensorrt-rtx"}
+    assert set(found["extras"]) == {"bench-peers", "export", "kernels", "study", "tensorrt-rtx"}
     assert found["problems"] == []
 
 

@@ -82,7 +82,8 @@ def test_the_wheel_holds_everything_and_runs(tmp_path: Path) -> None:
     sources = {f"vitrify/{file.relative_to(ROOT)}" for room in ROOMS for file in (ROOT / room).rglob("*.py")}
     data = {"vitrify/__init__.py", "vitrify/py.typed", "vitrify/engine/native/libvitrify_ops.so", "vitrify/engine/FORMAT.md"}
     assert sources | data <= names
-    assert [name for name in names if name.endswith((".cpp", ".h", ".pyc"))] == []
+    # The bench compiles one source itself, where it measures.
+    assert [name for name in names if name.endswith((".cpp", ".h", ".pyc"))] == ["vitrify/bench/register_peaks.cpp"]
     # The editable install's import hook would answer first: -S leaves it out.
     site = sysconfig.get_path("purelib")
     program = "import vitrify.runtime, vitrify.engine.native_library as n; print(vitrify.runtime.__file__, n.path(), *n.ops())"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _ctypes
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -65,6 +67,28 @@ def test_sizes_that_contradict_each_other_are_named(shapes: dict[str, tuple[int,
     opened = session(model.SerializeToString(), library=True)
     with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match=message):
         opened.run(None, arrays(**shapes))
+
+
+@pytest.mark.parametrize("file", ["libvitrify_ops.so", "unrelated.so", "text.so"])
+def test_a_library_of_another_build_is_refused(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours with another interface version, a library that is none of ours, a file that is no library."""
+    built = native_library.path()
+    assert built is not None
+    other = tmp_path / file
+    if file == "libvitrify_ops.so":
+        other.write_bytes(built.read_bytes())
+        monkeypatch.setattr(native_library, "_ABI_VERSION", 99)
+    elif file == "unrelated.so":
+        other = Path(_ctypes.__file__)
+    else:
+        other.write_text("no library")
+    monkeypatch.setattr(native_library, "path", lambda: other)
+    native_library._load.cache_clear()
+    try:
+        with pytest.raises(BackendError, match=r"interface version (1|none), expected|does not load"):
+            native_library.load()
+    finally:
+        native_library._load.cache_clear()
 
 
 THREADS = """

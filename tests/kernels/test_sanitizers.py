@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
+import numpy as np
 import pytest
 
 from tests.kernels.fake_driver import call_of, compile_fake, run, write_manifest
@@ -37,6 +39,32 @@ for level in levels:
 print("clean")
 """
 
+# Weights of exactly the size that is packed, x in two parts, rows and columns beside the tiles' and panels' sizes.
+LINEAR = """
+import sys
+from pathlib import Path
+import ml_dtypes
+import numpy as np
+from vitrify.engine import native_library
+from vitrify.engine.native_kernel import NativeKernel
+native_library.path = lambda: Path(sys.argv[1])
+for level in native_library.cpu_levels():
+    native_library.force_cpu_level(level)
+    for batch, tokens, in_0, in_1, out in ((1, 1, 1, 0, 1), (2, 63, 31, 300, 33), (1, 29, 700, 900, 65), (3, 0, 4, 4, 4)):
+        for dtype in (np.float32, ml_dtypes.bfloat16, np.float16):
+            x_0, x_1 = (np.ones((batch, tokens, n), np.float32) for n in (in_0, in_1))
+            weight, bias = np.ones((out, in_0 + in_1), dtype), np.ones(out, np.float32)
+            modulation, residual = np.ones((batch, out + 1), np.float32), np.ones((batch, tokens, out), np.float32)
+            y = np.empty_like(residual)
+            kernel = NativeKernel("Linear2GatedResidual", [None, None, weight, None, None, None], attributes={"gate_at": 1})
+            kernel.run([x_0, x_1, weight, bias, modulation, residual], [y], threads=3)
+            assert np.array_equal(y, np.full_like(y, in_0 + in_1 + 2))
+            x = np.concatenate((x_0, x_1), axis=-1)
+            NativeKernel("LinearGelu", [None, weight, None]).run([x, weight, bias], [y], threads=2)
+            assert np.allclose(y, in_0 + in_1 + 1)
+print("clean")
+"""
+
 # The same through ONNX Runtime: registration, shape inference, a run on two threads.
 SESSION = """
 import sys
@@ -47,6 +75,9 @@ options.register_custom_ops_library(sys.argv[1])
 session = onnxruntime.InferenceSession(sys.argv[2], options)
 feed = {name: np.ones((2, 1025, 64), np.float32) for name in ("h1", "h0", "r_ref")}
 assert np.array_equal(session.run(["sums"], feed)[0], np.full((2, 2), 1025 * 64, np.float32))
+session = onnxruntime.InferenceSession(sys.argv[3], options)
+x, bias = np.ones((2, 333, 300), np.float32), np.ones(70, np.float32)
+assert np.array_equal(session.run(None, {"x": x, "bias": bias})[0], np.full((2, 333, 70), 301, np.float32))
 print("clean")
 """
 
@@ -83,6 +114,12 @@ def test_kernels_touch_only_their_arrays(library: Path) -> None:
 
 
 @pytest.mark.slow
+def test_linear_kernels_touch_only_their_arrays(library: Path) -> None:
+    done = _run(LINEAR, str(library))
+    assert (done.returncode, done.stdout.strip()) == (0, "clean"), done.stderr[-2000:]
+
+
+@pytest.mark.slow
 def test_an_overrun_would_be_seen(library: Path) -> None:
     done = _run(PROGRAM, str(library), "1")
     assert done.returncode != 0
@@ -93,9 +130,12 @@ def test_an_overrun_would_be_seen(library: Path) -> None:
 def test_a_session_is_clean(library: Path, tmp_path: Path) -> None:
     from tests.kernels.op_models import one_op_model
 
-    model = tmp_path / "model.onnx"
-    model.write_bytes(one_op_model("ResidualDiff", with_body=False).SerializeToString())
-    done = _run(SESSION, str(library), str(model))
+    models = [one_op_model("ResidualDiff", with_body=False)]
+    models.append(one_op_model("Linear", constants={"weight": np.ones((70, 300), ml_dtypes.bfloat16)}, with_body=False))
+    files = [tmp_path / f"{number}.onnx" for number in range(len(models))]
+    for file, model in zip(files, models, strict=True):
+        file.write_bytes(model.SerializeToString())
+    done = _run(SESSION, str(library), *map(str, files))
     assert (done.returncode, done.stdout.strip()) == (0, "clean"), done.stderr[-2000:]
 
 

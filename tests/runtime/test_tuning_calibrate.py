@@ -18,7 +18,7 @@ from vitrify.engine.errors import ArtifactError, RequestError
 from vitrify.runtime.rotary import raster_ids, rotary_table
 from vitrify.runtime.tuning import cli
 from vitrify.runtime.tuning.calibrate import calibrate
-from vitrify.runtime.tuning.prompts import Requests, read_prompts
+from vitrify.runtime.tuning.requests import Requests, read_prompts
 
 PROMPTS = ["red apple", "big cat", "house"]
 STEPS = 5

@@ -1,0 +1,70 @@
+"""Which ops `vitrify bench ops` times, at which sizes, as data: a row per case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vitrify.engine.dtypes import DType
+from vitrify.engine.errors import SpecError
+
+__all__ = ["OP_CASES", "OpCase", "op_case"]
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """One op at one size.
+
+    dims: every dimension name of the op's contract → size; a sum of dimensions follows.
+    flops: floating-point operations of the matrix products; 0 where the op has none and moves memory alone.
+    constants: inputs that are initializers, with their dtype there. attributes: what the node says.
+    """
+
+    name: str
+    op: str
+    dims: Mapping[str, int]
+    flops: float
+    constants: Mapping[str, DType] = field(default_factory=dict)
+    attributes: Mapping[str, int | float] = field(default_factory=dict)
+
+
+def _linear(name: str, op: str, tokens: int, features: tuple[int, ...], out: int) -> OpCase:
+    gated = op.endswith("GatedResidual")
+    dims = {"batch": 1, "tokens": tokens, "out": out} | ({"columns": 6 * out} if gated else {})
+    names = ("in",) if len(features) == 1 else tuple(f"in_{part}" for part in range(len(features)))
+    return OpCase(
+        name,
+        op,
+        dims | dict(zip(names, features, strict=True)),
+        2.0 * tokens * sum(features) * out,
+        constants={"weight": DType.BFLOAT16, "bias": DType.FLOAT32},
+        attributes={"gate_at": 2 * out} if gated else {},
+    )
+
+
+OP_CASES: tuple[OpCase, ...] = (
+    # The 146 M FLUX case: 1024 wide, 1024 image and 128 text tokens.
+    _linear("flux q, k, v, out", "Linear", 1024, (1024,), 1024),
+    _linear("flux mlp in", "LinearGelu", 1024, (1024,), 4096),
+    _linear("flux mlp out", "LinearGatedResidual", 1024, (4096,), 1024),
+    _linear("flux text mlp in", "LinearGelu", 128, (1024,), 4096),
+    _linear("flux text mlp out", "LinearGatedResidual", 128, (4096,), 1024),
+    _linear("flux single q, k, v", "Linear", 1152, (1024,), 1024),
+    _linear("flux single mlp", "LinearGelu", 1152, (1024,), 4096),
+    _linear("flux single out", "Linear2GatedResidual", 1152, (1024, 4096), 1024),
+    # The sample: 192 wide, two rows of 64 image and 16 text tokens.
+    _linear("sample mlp in", "LinearGelu", 160, (192,), 768),
+    _linear("sample single out", "Linear2GatedResidual", 160, (192, 768), 192),
+    # Few rows: the weight is read for little work.
+    _linear("one row", "Linear", 1, (1024,), 4096),
+    _linear("16 rows", "Linear", 16, (1024,), 4096),
+    _linear("64 rows", "Linear", 64, (1024,), 4096),
+)
+
+
+def op_case(name: str) -> OpCase:
+    """The case of that name. Raises SpecError listing the names known."""
+    for one in OP_CASES:
+        if one.name == name:
+            return one
+    raise SpecError(f"op case {name!r} is unknown; known: {', '.join(one.name for one in OP_CASES)}")

@@ -1,0 +1,168 @@
+"""OpenVINO on diffusers' transformer: converted from PyTorch by its own front end, compiled for one request at a time."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vitrify.bench.cases import Case
+from vitrify.bench.inputs import CaseInputs, draw_inputs
+from vitrify.bench.peers.peer import STEP, Peer
+from vitrify.engine.errors import BackendError
+from vitrify.engine.session import Array
+
+__all__ = [
+    "CALIBRATION_SEEDS",
+    "MODEL",
+    "OpenVino",
+    "compile_model",
+    "convert",
+    "export_openvino",
+    "named_transformer",
+    "quantise",
+]
+
+MODEL = "model.xml"
+CALIBRATION_SEEDS = range(101, 105)
+"""Inputs that NNCF calibrates on are drawn from these; those that are measured from another."""
+
+# OpenVINO and NNCF report their use over the network unless this package of theirs is missing: here it is.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
+def compile_model(path: Path, *, precision: str, threads: int) -> Any:
+    """A compiled model. precision: `f32` or `bf16`, said outright: by default it is whatever the processor is quickest at."""
+    import openvino
+
+    core = openvino.Core()
+    config = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    return core.compile_model(core.read_model(path), "CPU", config)
+
+
+def convert(model: Any, example: Mapping[str, Any], path: Path) -> None:
+    """Convert a PyTorch module for inputs of exactly the example's sizes; weights are stored in float32."""
+    import openvino
+    import torch
+
+    with torch.no_grad():
+        converted = openvino.convert_model(model, example_input=dict(example))
+    shapes = {}
+    for port in converted.inputs:
+        (name,) = port.get_names() & set(example)
+        port.get_tensor().set_names({name})  # the front end adds its own names of values behind a cast
+        shapes[port] = list(example[name].shape)
+    converted.reshape(shapes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    openvino.save_model(converted, path, compress_to_fp16=False)
+
+
+def named_transformer(model: Any, img_ids: Any, txt_ids: Any) -> Any:
+    """diffusers' transformer as the converter wants it: named arguments in, one tensor out.
+
+    Positions become constants, for the sizes are fixed: OpenVINO then computes the rotary tables once, before the first step,
+    and in full precision. Left as inputs they cost time in every step, and in bfloat16 angles are off by a tenth of a radian.
+    """
+    import torch
+
+    class Named(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+            self.register_buffer("img_ids", img_ids)
+            self.register_buffer("txt_ids", txt_ids)
+
+        def forward(
+            self,
+            hidden_states: torch.Tensor,
+            encoder_hidden_states: torch.Tensor,
+            pooled_projections: torch.Tensor,
+            timestep: torch.Tensor,
+            guidance: torch.Tensor | None = None,
+        ) -> torch.Tensor:
+            result: torch.Tensor = self.model(
+                hidden_states=hidden_states,
+                encoder_hidden_states=encoder_hidden_states,
+                pooled_projections=pooled_projections,
+                timestep=timestep,
+                img_ids=self.img_ids,
+                txt_ids=self.txt_ids,
+                guidance=guidance,
+                return_dict=False,
+            )[0]
+            return result
+
+    return Named()
+
+
+def export_openvino(case: Case, source: Path, folder: Path) -> None:
+    """Write `folder`/model.xml: the case's transformer in float32 for its sizes."""
+    import torch
+
+    from vitrify.bench.peers.eager import load_transformer, tensors
+
+    example = tensors(draw_inputs(case, seed=0), 0, torch.float32)
+    model = named_transformer(load_transformer(source, torch.float32), example.pop("img_ids"), example.pop("txt_ids"))
+    convert(model, example, folder / MODEL)
+
+
+def quantise(case: Case, converted: Path, folder: Path) -> None:
+    """Write `folder`/model.xml: `converted`'s model with int8 weights and activations by NNCF, its preset for transformers.
+
+    Calibrated on every fifth step of requests that are not those measured.
+    """
+    import nncf
+    import openvino
+
+    samples = []
+    for seed in CALIBRATION_SEEDS:
+        samples += [_without_positions(feed) for feed in draw_inputs(case, seed).feeds()[seed % 5 :: 5]]
+    quantised = nncf.quantize(
+        openvino.Core().read_model(converted / MODEL),
+        nncf.Dataset(samples),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(samples),
+    )
+    folder.mkdir()
+    openvino.save_model(quantised, folder / MODEL, compress_to_fp16=False)
+
+
+def _without_positions(feed: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: value for name, value in feed.items() if name not in ("img_ids", "txt_ids")}
+
+
+class OpenVino(Peer):
+    """build: which prepared model. precision: `f32` or `bf16`, what it computes in where the model does not say int8."""
+
+    def __init__(self, *, build: str, precision: str, **given: Any) -> None:
+        super().__init__(**given)
+        self._kind = build
+        self._precision = precision
+
+    def open(self) -> None:
+        compiled = compile_model(self.build(self._kind) / MODEL, precision=self._precision, threads=self.threads)
+        self._request = compiled.create_infer_request()
+        self._names = {name for port in compiled.inputs for name in port.get_names()}
+
+    def give(self, inputs: CaseInputs) -> None:
+        self._steps = [_without_positions(feed) for feed in inputs.feeds()]
+        if set(self._steps[0]) != self._names:
+            raise BackendError(f"the converted model takes {sorted(self._names)}, expected {sorted(self._steps[0])}")
+
+    def predict(self, index: int) -> Array:
+        result: Array = self._step(index).copy()
+        return result
+
+    def calls(self) -> Mapping[str, Callable[[int], object]]:
+        return {STEP: self._step}
+
+    def _step(self, index: int) -> Array:
+        # Inputs are handed over without a copy where OpenVINO can, as its guide for latency says.
+        found: Array = self._request.infer(self._steps[index % len(self._steps)], share_inputs=True, share_outputs=True)[0]
+        return found

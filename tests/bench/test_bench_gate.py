@@ -1,0 +1,147 @@
+"""What `compare` is for, in real processes on the sample: ten unchanged runs pass; a slower op, a lost cache hit and a changed
+picture each fail, ten times of ten. Leave the machine alone meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vitrify.bench.cases import CASES, Case
+from vitrify.bench.compare import Verdict, compare
+from vitrify.bench.document import Document
+from vitrify.bench.jobs import available_cpus
+from vitrify.bench.machine import this_machine
+from vitrify.bench.measure import Pace
+from vitrify.bench.peers.client import PeerProcess
+from vitrify.bench.peers.registry import ANCHORS, OURS, REFERENCE, PeerSpec, cached_peer, peer_specs
+from vitrify.bench.prepare import Prepared, prepare
+from vitrify.bench.results import RunResult
+from vitrify.bench.run_case import measure_case
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+ROOT = Path(__file__).parents[2]
+TIMES = 10
+THREADS = available_cpus()
+PACE = Pace(6, spread=0.01, most=40)
+
+# Twelve steps of which seven are computed, and the same with one hit less.
+MASK, MASK_WITHOUT_A_HIT = "mask:110101010101", "mask:110101110101"
+
+# Peers that are ours with one thing changed, as a commit might.
+CHANGED = """
+import time
+import numpy as np
+from vitrify.bench.peers.our_pictures import OurPictures
+from vitrify.bench.peers.ours import Ours
+
+class SlowOp(Ours):
+    # Spins inside the step until it has taken a tenth longer than it would have.
+    def _step(self, index):
+        start = time.perf_counter()
+        super()._step(index)
+        end = time.perf_counter()
+        while time.perf_counter() - end < 0.1 * (end - start):
+            pass
+
+class OtherPicture(OurPictures):
+    # Three levels in a corner of 8 x 8 pixels.
+    def _drawn(self, index):
+        picture = super()._drawn(index).copy()
+        corner = picture[:8, :8]
+        corner += np.where(corner < 128, 3, -3).astype(np.int8).view(np.uint8)
+        return picture
+"""
+
+STEP = replace(CASES["sample"], name="step")
+PICTURES = replace(CASES["sample-pictures"], name="pictures", steps=12, prompts=("red apple", "rocket"))
+
+
+class Bench:
+    """Runs of one case with the peers that a gate needs; the anchor and the reference keep their processes."""
+
+    def __init__(self, case: Case, prepared: Prepared, scratch: Path, kept: Mapping[str, PeerProcess]) -> None:
+        self._case = case
+        self._prepared = prepared
+        self._scratch = scratch
+        self._kept = kept
+
+    def run(self, *ours: PeerSpec) -> Document:
+        """A run in which `ours` are opened anew."""
+        with contextlib.ExitStack() as stack:
+            peers = {}
+            for spec in ours:
+                peers[spec.name] = stack.enter_context(PeerProcess(spec, self._prepared, self._scratch, threads=THREADS))
+                peers[spec.name].open()
+            found = measure_case(
+                self._case,
+                {**peers, **self._kept},
+                {**{spec.name: spec.tolerance for spec in ours}, **dict.fromkeys(self._kept, 1e-4)},
+                self._scratch,
+                pace=PACE,
+                timed_peers=(*peers, ANCHORS[self._case.kind]),
+            )
+        assert found.wrong == ()
+        return Document.of_today(this_machine(), RunResult(THREADS, {}, (found,)))
+
+
+@contextlib.contextmanager
+def opened(case: Case, folder: Path) -> Iterator[Bench]:
+    cache = Path(os.environ.get("VITRIFY_BENCH_CACHE", folder / "cache"))
+    specs = {name: spec for name, spec in peer_specs(case.kind, ()).items() if name != OURS}
+    builds = [build for spec in specs.values() for build in spec.builds]
+    prepared = prepare(case, cache.resolve(), ROOT / "examples" / "emoji_flux", builds=builds, threads=THREADS)
+    with contextlib.ExitStack() as stack:
+        kept = {}
+        for name in (ANCHORS[case.kind], REFERENCE):
+            kept[name] = kept.get(name) or stack.enter_context(PeerProcess(specs[name], prepared, folder, threads=THREADS))
+        for client in kept.values():
+            client.open()
+        yield Bench(case, prepared, folder, kept)
+
+
+@pytest.fixture
+def changed_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "changed_peers.py").write_text(CHANGED)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+
+
+def failed(base: Document, new: Document) -> list[Verdict]:
+    return [verdict for verdict in compare(base, new) if not verdict.passed]
+
+
+@pytest.mark.usefixtures("changed_peers")
+def test_a_step_a_tenth_slower_fails_and_the_same_step_passes(tmp_path: Path) -> None:
+    ours = peer_specs("step", ())[OURS]
+    slow = replace(ours, factory="changed_peers:SlowOp")
+    with opened(STEP, tmp_path) as bench:
+        base = bench.run(ours)
+        for number in range(TIMES):
+            assert failed(base, bench.run(ours)) == [], f"unchanged run {number}"
+            found = failed(base, bench.run(slow))
+            assert [verdict.gate for verdict in found] == ["time"], f"slowed run {number}"
+
+
+@pytest.mark.usefixtures("changed_peers")
+def test_a_lost_cache_hit_and_a_changed_picture_fail_and_the_same_pictures_pass(tmp_path: Path) -> None:
+    ours = peer_specs("picture", ())[OURS]
+    cached = cached_peer(MASK)
+    recomputing = replace(cached_peer(MASK_WITHOUT_A_HIT), name=cached.name)
+    redrawn = replace(ours, factory="changed_peers:OtherPicture", tolerance=0.1)
+    with opened(PICTURES, tmp_path) as bench:
+        base = bench.run(ours, cached)
+        for number in range(TIMES):
+            assert failed(base, bench.run(ours, cached)) == [], f"unchanged run {number}"
+            lost = failed(base, bench.run(ours, recomputing))
+            assert f"{cached.name}: computed steps" in {verdict.what for verdict in lost if verdict.gate == "count"}, (
+                f"run {number}"
+            )
+            other = failed(base, bench.run(redrawn, cached))
+            assert {verdict.what for verdict in other if verdict.gate == "picture"} == {
+                f"{OURS}, picture {index + 1}" for index in range(len(PICTURES.prompts))
+            }, f"redrawn run {number}"
