@@ -12,6 +12,7 @@ import click
 
 from vitrify.engine.artifact import FORMAT_VERSION, Artifact, Manifest
 from vitrify.engine.denoiser import LOOP_SEGMENTS
+from vitrify.engine.fusion import FUSION, fusion_of
 from vitrify.engine.specs import ComponentSpec, GraphSpec
 
 __all__ = ["Section", "describe", "inspect", "print_sections", "summarize"]
@@ -20,8 +21,10 @@ Json = Any
 
 _BEFORE_LOOP = "condition"
 _PIPE_WIDTH = 160
+_VALUES_SHOWN = 3
 _TEXT = frozenset(("what", "value", "field", "component", "class", "encoding", "graphs", "when", "segments", "graph"))
 _TEXT |= frozenset(("inputs", "outputs", "name", "measured", "op", "tokenizer", "pad token", "file", "sha256"))
+_TEXT |= frozenset(("reason", "values"))
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ def describe(manifest: Manifest, artifact_id: str | None = None) -> list[Section
         Section(
             "parity with eager PyTorch, float32", ("component", "measured", "error", "tolerance"), tuple(_parity_rows(manifest))
         ),
+        Section("fused", ("graph", "op", "nodes"), tuple(_fused_rows(manifest))),
+        Section("left to the runtime", ("graph", "op", "nodes", "reason", "values"), tuple(_left_rows(manifest))),
         Section("ops", ("op", "version"), tuple((name, str(version)) for name, version in sorted(manifest.ops.items()))),
         Section("scheduler", ("field", "value"), (("class", manifest.scheduler.class_name), *_flat(manifest.scheduler.config))),
         Section(
@@ -65,7 +70,11 @@ def describe(manifest: Manifest, artifact_id: str | None = None) -> list[Section
         ),
         Section("request defaults", ("field", "value"), tuple(_flat(manifest.defaults))),
         Section("presets", ("field", "value"), tuple(_flat(manifest.presets))),
-        Section("provenance", ("field", "value"), tuple(_flat(manifest.provenance))),
+        Section(
+            "provenance",
+            ("field", "value"),
+            tuple(_flat({k: v for k, v in manifest.provenance.items() if k != FUSION})),
+        ),
         Section(
             "files",
             ("file", "size", "sha256"),
@@ -123,7 +132,7 @@ def print_sections(manifest: Manifest, artifact_id: str | None = None) -> None:
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest, the id and the sums as one JSON object.")
 def inspect(artifact: Path, as_json: bool) -> None:
-    """Print what ARTIFACT holds: components, segments, dimensions, parity, ops, defaults, provenance, sizes."""
+    """Print what ARTIFACT holds: components, segments, dimensions, parity, fused ops, defaults, provenance, sizes."""
     opened = Artifact.open(artifact)
     if as_json:
         data = {"id": opened.id, "manifest": opened.manifest.to_json(), **summarize(opened.manifest)}
@@ -194,6 +203,19 @@ def _invariant_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     for component in manifest.components.values():
         for work in component.invariant_work:
             yield component.name, work
+
+
+def _fused_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    for graph, told in fusion_of(manifest.provenance).items():
+        for op, count in sorted(told.ops.items()):
+            yield graph, op, str(count)
+
+
+def _left_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    for graph, told in fusion_of(manifest.provenance).items():
+        for row in told.left:
+            more = ", …" if len(row.values) > _VALUES_SHOWN else ""
+            yield graph, row.op, str(len(row.values)), row.reason, ", ".join(row.values[:_VALUES_SHOWN]) + more
 
 
 def _parity_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:

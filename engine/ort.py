@@ -68,13 +68,15 @@ class OrtCpuBackend(Backend):
 
     kernels: "auto" runs our native kernels where the op library is installed, else the ops' bodies;
         "native" insists (BackendError without the library); "portable" always runs the bodies.
+    ops: what an artifact's graphs use, op → version. Where the library lacks one of them, "auto" leaves the whole library out and
+        says so once, "native" is a BackendError.
     threads: threads of a pool shared by every session of the process (None: one per CPU that the process may use). ONNX Runtime
         makes that pool once: a later backend that asks for another number is a BackendError.
     """
 
     name = "cpu"
 
-    def __init__(self, *, kernels: KernelMode = "auto", threads: int | None = None) -> None:
+    def __init__(self, *, kernels: KernelMode = "auto", threads: int | None = None, ops: Mapping[str, int] | None = None) -> None:
         if kernels not in get_args(KernelMode):
             raise BackendError(f"kernels={kernels!r} is unknown; known: {', '.join(get_args(KernelMode))}")
         self._ort = _import_onnxruntime()
@@ -87,6 +89,16 @@ class OrtCpuBackend(Backend):
             )
         if kernels == "auto" and library is None:
             _say_portable()
+        if library is not None:
+            lacking = _lacking(ops or {}, native_library.ops())
+            if lacking and kernels == "native":
+                raise BackendError(
+                    f"kernels='native' was asked for, but {lacking}; install the vitrify that compiled the artifact, "
+                    "export it again with this one, or use kernels='portable'"
+                )
+            if lacking:
+                _say_lacking(lacking)
+                library = None
         self._library = library
         self._native_ops = dict(native_library.ops()) if library is not None else {}
 
@@ -130,6 +142,24 @@ class OrtCpuBackend(Backend):
 def _say_portable() -> None:
     """Once per process."""
     _LOG.warning("no op library is installed: our ops run as their portable bodies; reinstall vitrify with a C++ compiler")
+
+
+def _lacking(needed: Mapping[str, int], offered: Mapping[str, int]) -> str:
+    """What the library does not offer of the ops needed, for a message; empty if nothing."""
+    missing = {name: version for name, version in sorted(needed.items()) if offered.get(name) != version}
+    if not missing:
+        return ""
+    wanted = ", ".join(f"{name} {version}" for name, version in missing.items())
+    has = ", ".join(f"{name} {offered[name]}" for name in missing if name in offered) or "none of them"
+    return f"the artifact needs the ops {wanted} and the op library has {has}"
+
+
+@lru_cache(maxsize=16)
+def _say_lacking(lacking: str) -> None:
+    """Once per process and finding."""
+    _LOG.warning(
+        "%s: our ops run as their portable bodies; install the vitrify that compiled the artifact, or export it again", lacking
+    )
 
 
 class _Pool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -12,9 +12,11 @@ import onnx_ir as ir
 
 from vitrify.engine.artifact import ArtifactWriter, Manifest, SchedulerSpec, TokenizerSpec
 from vitrify.engine.errors import CompileError, SpecError
+from vitrify.engine.fusion import FUSION, GraphFusion
 from vitrify.engine.scheduler_config import check_flow_match_euler
 from vitrify.engine.specs import ComponentSpec, Dim
 from vitrify.export.families import recipe_for
+from vitrify.export.fusion import graph_fusion
 from vitrify.export.graphs import component_spec
 from vitrify.export.options import ExportOptions
 from vitrify.export.passes import run_passes
@@ -25,6 +27,7 @@ from vitrify.export.tokenizers import serialised_tokenizer
 from vitrify.export.trace import trace
 from vitrify.export.verify import WHOLE_LIMIT_BYTES, verify_component
 from vitrify.export.weights import copy_weights, resolve_parameters
+from vitrify.kernels import registry
 
 __all__ = ["Progress", "compile_pipeline", "plan_pipeline"]
 
@@ -68,6 +71,7 @@ def compile_pipeline(
             tokenizers[name], data = serialised_tokenizer(folder.component(name), max_length)
             writer.write_bytes(tokenizers[name].path, data)
         components = {}
+        fused = _fused(compiled)
         for component in compiled:
             name = component.recipe.name
             locations = resolve_parameters(component.parameters, files[name], component.recipe.aliases or {})
@@ -89,7 +93,7 @@ def compile_pipeline(
         for document in folder.documents():
             writer.copy_file(f"source/{document.name}", document)
         progress("artifact", "seal")
-        return writer.commit(_manifest(recipe, components, scheduler, tokenizers))
+        return writer.commit(_manifest(recipe, components, scheduler, tokenizers, fused))
 
 
 def plan_pipeline(source: Path, options: ExportOptions | None = None, *, progress: Progress = lambda _c, _p: None) -> Manifest:
@@ -97,11 +101,9 @@ def plan_pipeline(source: Path, options: ExportOptions | None = None, *, progres
     options = options or ExportOptions()
     folder = DiffusersFolder.open(source, variant=options.variant)
     recipe, scheduler = _recipe(folder, options)
-    components = {}
-    for component in recipe.components:
-        compiled = _traced(component, progress)
-        components[component.name] = component_spec(component, compiled.models, compiled.parameters, {}, ())
-    return _manifest(recipe, components, scheduler, {})
+    compiled = [_traced(component, progress) for component in recipe.components]
+    components = {c.recipe.name: component_spec(c.recipe, c.models, c.parameters, {}, ()) for c in compiled}
+    return _manifest(recipe, components, scheduler, {}, _fused(compiled))
 
 
 def _recipe(folder: DiffusersFolder, options: ExportOptions) -> tuple[Recipe, SchedulerSpec]:
@@ -148,9 +150,19 @@ def _write_graphs(
         writer.write_bytes(spec.graphs[name].path, ir.to_proto(model).SerializeToString(deterministic=True))
 
 
+def _fused(compiled: Iterable[_Compiled]) -> dict[str, GraphFusion]:
+    """Each graph by the name that the manifest gives it."""
+    return {f"{c.recipe.name}.{name}": graph_fusion(model) for c in compiled for name, model in c.models.items()}
+
+
 def _manifest(
-    recipe: Recipe, components: Mapping[str, ComponentSpec], scheduler: SchedulerSpec, tokenizers: Mapping[str, TokenizerSpec]
+    recipe: Recipe,
+    components: Mapping[str, ComponentSpec],
+    scheduler: SchedulerSpec,
+    tokenizers: Mapping[str, TokenizerSpec],
+    fused: Mapping[str, GraphFusion],
 ) -> Manifest:
+    used = sorted({op for graph in fused.values() for op in graph.ops})
     return Manifest(
         family=recipe.family,
         pipeline_class=recipe.pipeline_class,
@@ -158,12 +170,12 @@ def _manifest(
         components=components,
         dims=recipe.dims,
         step_graphs={},
-        ops={},
+        ops={op: registry.contract(op).version for op in used},
         scheduler=scheduler,
         tokenizers=tokenizers,
         defaults=recipe.defaults,
         presets={},
-        provenance={"packages": _versions()},
+        provenance={"packages": _versions(), FUSION: {name: graph.to_json() for name, graph in fused.items()}},
         files={},
     )
 

@@ -9,10 +9,16 @@ import onnx_ir as ir
 from vitrify.engine.denoiser import LOOP_SEGMENTS
 from vitrify.engine.errors import CompileError
 from vitrify.export.recipe import ComponentRecipe
+from vitrify.kernels import registry
+from vitrify.kernels.op import DOMAIN
 
 __all__ = ["invariant_work"]
 
 _WORK = frozenset({"Attention", "Conv", "Elu", "Erf", "Gelu", "Gemm", "MatMul", "Relu", "Sigmoid", "Softmax", "Tanh"})
+
+
+_OUR_WORK = frozenset({"attention", "linear"})
+"""The folders of `kernels/` whose ops are matrix products."""
 
 
 def invariant_work(recipe: ComponentRecipe, parts: Mapping[str, ir.Model]) -> tuple[str, ...]:
@@ -31,7 +37,7 @@ def invariant_work(recipe: ComponentRecipe, parts: Mapping[str, ir.Model]) -> tu
         for node in graph:
             if any(v in reached for v in node.inputs if v is not None):
                 reached.update(node.outputs)
-            elif node.op_type in _WORK:
+            elif _is_work(node):
                 given = [v for v in node.inputs if v is not None and v.producer() is None and v.const_value is None]
                 weights = [str(v.name) for v in given if v.name not in handed]
                 found.append((segment, next(iter(weights), str(node.outputs[0].name))))
@@ -40,3 +46,10 @@ def invariant_work(recipe: ComponentRecipe, parts: Mapping[str, ir.Model]) -> tu
     if elsewhere:
         raise CompileError(f"{recipe.name}: known before the loop, yet computed in it: {', '.join(elsewhere[:5])}")
     return tuple(f"{segment}/{name}" for segment, name in found)
+
+
+def _is_work(node: ir.Node) -> bool:
+    """Whether `node` is a matrix product or an activation."""
+    if node.domain == DOMAIN:
+        return registry.folder(node.op_type) in _OUR_WORK
+    return node.op_type in _WORK

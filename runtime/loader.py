@@ -37,5 +37,5 @@ def load(
     pipeline = family(artifact.manifest.family)
     config = PipelineConfig.from_artifact(artifact)
     weights = [file for model in config.models.values() for file in model.weight_paths]
-    engine = backend(artifact.manifest.target, kernels=kernels, threads=threads)
+    engine = backend(artifact.manifest.target, kernels=kernels, threads=threads, ops=artifact.manifest.ops)
     return pipeline(config, engine, [Device()], weights, artifact=artifact, keep=keep)

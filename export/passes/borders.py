@@ -6,7 +6,10 @@ import onnx_ir as ir
 
 from vitrify.export.trace import BORDER
 
-__all__ = ["name_borders"]
+__all__ = ["JOINT", "name_borders"]
+
+JOINT = "+"
+"""Stands between two labels in the name of a tensor that holds both values, one after the other along the tokens."""
 
 
 def name_borders(model: ir.Model) -> frozenset[str]:

@@ -1,7 +1,8 @@
 """Parameters tied to the source's bytes: external data into the safetensors files, lifted to float32 where they are read.
 
-Rules: (1) a parameter keeps its name, shape and stored dtype; (2) a stored bf16 or fp16 is cast to float32 once, and
-its readers read that; (3) location, offset and length point into the file beside the graph: weights exist once.
+Rules: (1) a parameter keeps its name, shape and stored dtype; (2) an op of ours that takes an input in that dtype reads it as
+stored; for all other readers a stored bf16 or fp16 is cast to float32, once; (3) location, offset and length point into the
+file beside the graph: weights exist once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import onnx_ir as ir
 
 from vitrify.engine.dtypes import DType
 from vitrify.export.source import TensorLocation
+from vitrify.kernels import registry
+from vitrify.kernels.op import DOMAIN
 
 __all__ = ["tie_parameters"]
 
@@ -42,11 +45,20 @@ def tie_parameters(model: ir.Model, locations: Mapping[str, TensorLocation], fol
         value.const_value = stored
         value.dtype = ir.DataType(place.dtype.onnx)
         graph.register_initializer(value)
-        if place.dtype is not DType.FLOAT32:
+        lifting = [use for use in readers if not _reads_stored(use.node, use.idx, place.dtype)]
+        if place.dtype is not DType.FLOAT32 and lifting:
             cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", DType.FLOAT32.onnx)], num_outputs=1)
             lifted = cast.outputs[0]
             lifted.name, lifted.dtype, lifted.shape = f"{value.name}.float32", ir.DataType.FLOAT, value.shape
             graph.insert_before(graph[0], cast)
-            for use in readers:
+            for use in lifting:
                 use.node.replace_input_with(use.idx, lifted)
     return total
+
+
+def _reads_stored(reader: ir.Node, index: int, dtype: DType) -> bool:
+    """Whether the reader is an op of ours whose contract allows `dtype` for this input."""
+    if reader.domain != DOMAIN:
+        return False
+    op = registry.contract(reader.op_type)
+    return dtype in op.dtypes.get(op.inputs[index].name, ())

@@ -15,8 +15,8 @@ __all__ = ["rotary_as_op"]
 def rotary_as_op(model: ir.Model) -> None:
     """Rules: (1) x·C + turned(x)·S becomes RotaryEmbedding, for x [batch, tokens, heads, dim], turned(x) its pairs (−b, a),
     and tables C, S [1, tokens, 1, dim] that hold each pair's angle twice: the family's module makes them so, parity shows it;
-    (2) the op's tables are every second column, repeated for the batch, made once for each pair of tables; they hang on the
-    request alone, so that `hoist` takes them out of the loop."""
+    (2) the op's tables are every second column, [tokens, dim / 2], repeated for the batch, made once for each pair of tables;
+    they hang on the request alone, so that `hoist` takes them out of the loop."""
     tables: dict[tuple[ir.Value, ir.Value], tuple[ir.Value, ir.Value]] = {}
     for node in list(model.graph):
         found = _match(node)
@@ -93,12 +93,12 @@ def _channel(value: ir.Value | None) -> tuple[ir.Value, int] | None:
 
 
 def _halved(model: ir.Model, x: ir.Value, table: ir.Value, steps: list[ir.Node]) -> ir.Value:
-    """[1, tokens, 1, dim] → [batch, tokens, dim / 2]."""
+    """[1, tokens, 1, dim] → [tokens, dim / 2] → [batch, tokens, dim / 2]."""
     assert table.shape is not None
     assert x.shape is not None
     name, graph = str(table.name), model.graph
-    flat = _add(steps, "Squeeze", [table, constant(graph, "axis_2", [2])], f"{name}.flat")
-    ends = [constant(graph, f"int_{n}", [n]) for n in (0, 2**63 - 1, 2, 2)]
+    flat = _add(steps, "Squeeze", [table, constant(graph, "axes_0_2", [0, 2])], f"{name}.flat")
+    ends = [constant(graph, f"int_{n}", [n]) for n in (0, 2**63 - 1, 1, 2)]
     half = _add(steps, "Slice", [flat, ends[0], ends[1], ends[2], ends[3]], f"{name}.half")
     batch = _add(steps, "Shape", [x], f"{name}.batch", [ir.AttrInt64("start", 0), ir.AttrInt64("end", 1)])
     batch.type, batch.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([1])
@@ -107,7 +107,7 @@ def _halved(model: ir.Model, x: ir.Value, table: ir.Value, steps: list[ir.Node])
     spread = _add(steps, "Expand", [half, target], f"{name}.spread")
     tokens, dim = table.shape[1], table.shape[3]
     assert isinstance(dim, int)
-    for value, shape in ((flat, [1, tokens, dim]), (half, [1, tokens, dim // 2]), (spread, [x.shape[0], tokens, dim // 2])):
+    for value, shape in ((flat, [tokens, dim]), (half, [tokens, dim // 2]), (spread, [x.shape[0], tokens, dim // 2])):
         value.type, value.shape = table.type, ir.Shape(shape)
     return spread
 

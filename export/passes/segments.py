@@ -180,6 +180,7 @@ class _Part:
         rowed = self.rows and any(v in self.invariants.rowed for v in node.outputs)
         inputs = [None if v is None else self._resolve(v, rowed=rowed) for v in node.inputs]
         own = ir.Node(node.domain, node.op_type, inputs, list(node.attributes.values()), num_outputs=len(node.outputs))
+        own.meta.update(node.meta)
         for value, output in zip(node.outputs, own.outputs, strict=True):
             self.values[value] = self._named(output, value)
         self.nodes.append(own)

@@ -1,29 +1,16 @@
-#include <algorithm>
-#include <memory>
-#include <new>
 #include <string>
 
 #include "linear/cpu.h"
+#include "native/aligned.h"
 #include "native/pages.h"
 
 namespace vitrify {
 namespace {
 
-constexpr std::align_val_t kCacheLine{64};
-
-struct AlignedDelete {
-  void operator()(float* memory) const { ::operator delete(memory, kCacheLine); }
-};
-using AlignedFloats = std::unique_ptr<float[], AlignedDelete>;
-
-AlignedFloats aligned_floats(size_t count) {
-  return AlignedFloats(static_cast<float*>(::operator new(count * sizeof(float), kCacheLine)));
-}
-
 // A thread's scratch, kept as long as the thread.
 float* scratch() {
-  thread_local const AlignedFloats memory = aligned_floats(kLinearScratch);
-  return memory.get();
+  thread_local Scratch memory;
+  return memory.at_least(kLinearScratch);
 }
 
 LinearWeightType weight_type(DType dtype) {

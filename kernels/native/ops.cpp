@@ -4,15 +4,37 @@
 #include <stdexcept>
 #include <string>
 
+#include "ada_layer_norm/cpu.h"
+#include "attention/cpu.h"
+#include "gated_residual/cpu.h"
 #include "linear/cpu.h"
 #include "native/c_interface.h"
 #include "native/operator.h"
+#include "qk_norm_rope/cpu.h"
 #include "residual_diff/cpu.h"
+#include "taylor/cpu.h"
 
 namespace vitrify {
 
 const Operator* const kOperators[] = {
-    &kLinear, &kLinearNoBias, &kLinearGelu, &kLinearGatedResidual, &kLinear2GatedResidual, &kResidualDiff,
+    &kAdaLayerNorm,
+    &kAdaRMSNorm,
+    &kFusedAttention,
+    &kFusedAttentionBias,
+    &kFusedAttentionNormRotary,
+    &kFusedAttention2NormRotary,
+    &kGatedResidual,
+    &kLinear,
+    &kLinearNoBias,
+    &kLinearGelu,
+    &kLinearGatedResidual,
+    &kLinear2GatedResidual,
+    &kQkNormRope,
+    &kResidualDiff,
+    &kTaylorUpdate1,
+    &kTaylorUpdate2,
+    &kTaylorPredict1,
+    &kTaylorPredict2,
 };
 const int kOperatorCount = static_cast<int>(sizeof(kOperators) / sizeof(kOperators[0]));
 

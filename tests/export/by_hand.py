@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 import onnxruntime
 
@@ -16,14 +17,26 @@ from vitrify.engine.specs import ComponentSpec
 from vitrify.export.graphs import component_spec
 from vitrify.export.recipe import ComponentRecipe, GraphInput, SegmentRecipe
 
-__all__ = ["Array", "assert_unchanged", "graph", "names", "never_built", "ops", "run", "run_file", "toy_recipe", "write_parts"]
+__all__ = [
+    "Array",
+    "assert_unchanged",
+    "graph",
+    "names",
+    "never_built",
+    "ops",
+    "run",
+    "run_file",
+    "scale_result",
+    "toy_recipe",
+    "write_parts",
+]
 
 Array = npt.NDArray[Any]
 
 
 def graph(text: str, functions: str = "") -> ir.Model:
     """`(inputs) => (outputs) <values of known shape> { nodes }` in ONNX's text form, as a model of opset 23."""
-    domains = '"" : 23, "vitrify.trace" : 1, "toy" : 1'
+    domains = '"" : 23, "vitrify.trace" : 1, "vitrify" : 1, "toy" : 1'
     return ir.from_onnx_text(f"<ir_version: 10, opset_import: [{domains}]> by_hand {text} {functions}")
 
 
@@ -67,6 +80,14 @@ def assert_unchanged(model: ir.Model, rewrite: Callable[[ir.Model], object], *fe
         for name, value in expected.items():
             assert got[name].dtype == value.dtype
             np.testing.assert_allclose(got[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def scale_result(graph: onnx.GraphProto, node: onnx.NodeProto, factor: float) -> None:
+    """Whoever reads the first result of `node` gets it times `factor`."""
+    result, node.output[0] = node.output[0], f"{node.output[0]}.unscaled"
+    graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(factor, np.float32), f"{result}.factor"))
+    scaled = onnx.helper.make_node("Mul", [node.output[0], f"{result}.factor"], [result])
+    graph.node.insert(list(graph.node).index(node) + 1, scaled)
 
 
 def never_built() -> Any:

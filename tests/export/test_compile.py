@@ -341,8 +341,9 @@ def test_a_graph_that_differs_from_eager_leaves_nothing(source: Path, tmp_path: 
     def wrong(*arguments: Any) -> Any:
         made = traced(*arguments)
         if "rest" in made.models:
-            gemm = next(n for n in made.models["rest"].graph if n.op_type == "Gemm")
-            gemm.attributes["alpha"] = ir.AttrFloat32("alpha", 1.001)
+            layer = next(n for n in made.models["rest"].graph if n.op_type == "Linear")
+            made.models["rest"].graph.insert_before(layer, negated := ir.Node("", "Neg", layer.inputs[:1], num_outputs=1))
+            layer.replace_input_with(0, negated.outputs[0])
         return made
 
     monkeypatch.setattr(compile_module, "_traced", wrong)

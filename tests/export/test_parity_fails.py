@@ -12,8 +12,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from tests.export.by_hand import scale_result
 from tests.export.tiny_flux import TinyFlux
-from vitrify.engine.errors import BackendError, ParityError
+from vitrify.engine.errors import ParityError
 from vitrify.export import verify
 from vitrify.export.passes import run_passes
 from vitrify.export.recipe import ComponentRecipe
@@ -41,10 +42,8 @@ def exchange(names: object, left: int, right: int) -> None:
     names[left], names[right] = names[right], names[left]  # type: ignore[index]
 
 
-def without(node: onnx.NodeProto, name: str) -> None:
-    kept = [onnx.AttributeProto.FromString(a.SerializeToString()) for a in node.attribute if a.name != name]
-    del node.attribute[:]
-    node.attribute.extend(kept)
+def attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
+    return next(a for a in node.attribute if a.name == name)
 
 
 def rename_reads(graph: onnx.GraphProto, there: str, here: str) -> None:
@@ -57,27 +56,27 @@ def rename_reads(graph: onnx.GraphProto, there: str, here: str) -> None:
 
 def scaled_weight(graph: onnx.GraphProto) -> None:
     """The activation that leaves one linear layer is 1.001 of what it should be."""
-    gemm = one(nodes(graph, "Gemm", reads="single_transformer_blocks.0.proj_out.weight"))
-    gemm.attribute.append(onnx.helper.make_attribute("alpha", 1 + 1e-3))
+    scale_result(graph, one(nodes(graph, "LinearGelu", reads="single_transformer_blocks.0.proj_mlp.weight")), 1 + 1e-3)
 
 
 def other_epsilon(graph: onnx.GraphProto) -> None:
-    for node in nodes(graph, "RMSNormalization", reads="single_transformer_blocks.1.attn.norm_q"):
-        without(node, "epsilon")
-        node.attribute.append(onnx.helper.make_attribute("epsilon", 3e-3))
+    attention = one(nodes(graph, "FusedAttentionNormRotary", reads="single_transformer_blocks.1.attn.norm_q"))
+    attribute(attention, "epsilon").f = 3e-3
 
 
 def exact_gelu(graph: onnx.GraphProto) -> None:
-    for node in nodes(graph, "Gelu"):
-        without(node, "approximate")
+    for node in nodes(graph, "LinearGelu"):
+        node.op_type = "Linear"
+        result, node.output[0] = node.output[0], f"{node.output[0]}.linear"
+        graph.node.insert(list(graph.node).index(node) + 1, onnx.helper.make_node("Gelu", node.output, [result]))
 
 
 def swapped_rotary(graph: onnx.GraphProto) -> None:
     """Cosines for sines."""
-    embeddings = nodes(graph, "RotaryEmbedding")
-    assert embeddings
-    for node in embeddings:
-        exchange(node.input, 1, 2)
+    attentions = [n for n in graph.node if n.op_type.endswith("NormRotary")]
+    assert attentions
+    for node in attentions:
+        exchange(node.input, -2, -1)
 
 
 def text_behind_image(graph: onnx.GraphProto) -> None:
@@ -86,30 +85,38 @@ def text_behind_image(graph: onnx.GraphProto) -> None:
 
 def swapped_blocks(graph: onnx.GraphProto) -> None:
     """One block computes with another's weights."""
-    rename_reads(
-        graph, "single_transformer_blocks.0.proj_mlp.weight.float32", "single_transformer_blocks.1.proj_mlp.weight.float32"
-    )
+    rename_reads(graph, "single_transformer_blocks.0.proj_mlp.weight", "single_transformer_blocks.1.proj_mlp.weight")
 
 
-def swapped_outputs(graph: onnx.GraphProto) -> None:
-    exchange(one(nodes(graph, "Split", reads="modulation_")).output, 0, 1)
+def swapped_entries(graph: onnx.GraphProto) -> None:
+    """One norm takes its shift for its factor."""
+    norm = nodes(graph, "AdaLayerNorm")[0]
+    factor, shift = attribute(norm, "factor_at"), attribute(norm, "shift_at")
+    factor.i, shift.i = shift.i, factor.i
 
 
 def other_block_modulation_read(graph: onnx.GraphProto) -> None:
-    """Two blocks with each other's scale."""
-    exchange(one(nodes(graph, "Split", reads="modulation_rest")).output, 0, 3)
+    """Two blocks with each other's factor."""
+    left, right = (attribute(norm, "factor_at") for norm in nodes(graph, "AdaLayerNorm"))
+    left.i, right.i = right.i, left.i
+
+
+def other_gate(graph: onnx.GraphProto) -> None:
+    """Two blocks with each other's gate."""
+    left, right = (attribute(layer, "gate_at") for layer in nodes(graph, "Linear2GatedResidual"))
+    left.i, right.i = right.i, left.i
 
 
 def other_block_modulation_written(graph: onnx.GraphProto) -> None:
     exchange(one(nodes(graph, "Concat", makes="modulation_rest")).input, 0, 3)
 
 
-def shifted_widths(graph: onnx.GraphProto) -> None:
+def shifted_offsets(graph: onnx.GraphProto) -> None:
     """Every entry of the table is read from another place."""
-    for tensor in graph.initializer:
-        if tensor.name.startswith("widths_"):
-            widths = onnx.numpy_helper.to_array(tensor)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(widths[::-1]), tensor.name))
+    for node in graph.node:
+        for given in node.attribute:
+            if given.name.endswith("_at"):
+                given.i += 8
 
 
 def other_timestep(graph: onnx.GraphProto) -> None:
@@ -135,10 +142,11 @@ CHANGES: list[tuple[str, Change]] = [
     ("first", swapped_rotary),
     ("rest", text_behind_image),
     ("rest", swapped_blocks),
-    ("first", swapped_outputs),
-    ("rest", swapped_outputs),
-    ("finish", swapped_outputs),
+    ("first", swapped_entries),
+    ("rest", swapped_entries),
+    ("finish", swapped_entries),
     ("rest", other_block_modulation_read),
+    ("rest", other_gate),
     ("condition", other_block_modulation_written),
     ("condition", other_timestep),
     ("condition", silu_without_gate),
@@ -192,11 +200,12 @@ def test_the_block_at_fault_is_named(guided: TinyFlux, tmp_path: Path) -> None:
         verify_component(blocks_only(guided.recipe), guided.spec, root, guided.locations, whole_limit_bytes=0)
 
 
-@pytest.mark.parametrize("limit", [EVERYTHING, 0], ids=["whole", "blocks"])
-def test_offsets_in_a_padded_table(plain: TinyFlux, tmp_path: Path, limit: int) -> None:
-    root = altered(plain, tmp_path, "finish", shifted_widths)
-    # Whole, the engine itself refuses a row of another width.
-    with pytest.raises((ParityError, BackendError), match="finish"):
+@pytest.mark.parametrize(
+    ("limit", "message"), [(EVERYTHING, "noise_pred differs"), (0, "'modulation_finish': columns 8")], ids=["whole", "blocks"]
+)
+def test_offsets_in_a_padded_table(plain: TinyFlux, tmp_path: Path, limit: int, message: str) -> None:
+    root = altered(plain, tmp_path, "finish", shifted_offsets)
+    with pytest.raises(ParityError, match=message):
         verify_component(blocks_only(plain.recipe), plain.spec, root, plain.locations, whole_limit_bytes=limit)
 
 
@@ -260,8 +269,8 @@ def wrong_order(parts: dict[str, ir.Model]) -> None:
 
 
 def wrong_binding(parts: dict[str, ir.Model]) -> None:
-    embedding = next(n for n in parts["rest"].graph if n.op_type == "RotaryEmbedding")
-    swap_reads(parts["rest"], *(str(v.name) for v in embedding.inputs[1:3] if v is not None))
+    attention = next(n for n in parts["rest"].graph if n.op_type == "FusedAttentionNormRotary")
+    swap_reads(parts["rest"], *(str(v.name) for v in attention.inputs[-2:] if v is not None))
 
 
 @pytest.mark.parametrize("change", [wrong_offsets, wrong_order, wrong_binding])

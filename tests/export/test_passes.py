@@ -13,7 +13,7 @@ from tests.export.by_hand import assert_unchanged, graph, names, ops, run, run_f
 from vitrify.export.passes.borders import name_borders
 from vitrify.export.passes.clean import clean, sweep
 from vitrify.export.passes.external import tie_parameters
-from vitrify.export.passes.linear import linears_as_gemm
+from vitrify.export.passes.functions import attach_bodies
 from vitrify.export.passes.shapes import constant, positional_reshapes
 from vitrify.export.source import TensorLocation
 
@@ -231,103 +231,6 @@ def test_one_constant_serves_every_reshape_of_a_form() -> None:
     assert len(model.graph.initializers) == 1
 
 
-# ---- linear
-
-LINEAR = """(float[{x}] x, float[5,3] w, float[{b}] bias) => (float[{y}] y) <float[3,5] wt, float[{y}] product> {{
-    wt = Transpose<perm = [1, 0]>(w)
-    product = MatMul(x, wt)
-    y = Add({add})
-}}"""
-
-
-@pytest.mark.parametrize("add", ["product, bias", "bias, product"])
-@pytest.mark.parametrize(
-    ("x", "y", "shape", "expected"),
-    [
-        ("rows,3", "rows,5", (4, 3), ["Gemm"]),
-        ("batch,tokens,3", "batch,tokens,5", (2, 4, 3), ["Reshape", "Gemm", "Shape", "Shape", "Concat", "Reshape"]),
-        ("batch,7,3", "batch,7,5", (2, 7, 3), ["Reshape", "Gemm", "Shape", "Concat", "Reshape"]),
-        ("b,c,d,3", "b,c,d,5", (2, 3, 2, 3), ["Reshape", "Gemm", "Shape", "Shape", "Shape", "Concat", "Reshape"]),
-    ],
-)
-def test_a_linear_layer_becomes_one_gemm_over_the_weight_as_stored(
-    add: str, x: str, y: str, shape: tuple[int, ...], expected: list[str]
-) -> None:
-    model = graph(LINEAR.format(x=x, y=y, b=5, add=add))
-
-    def rewrite(model: ir.Model) -> None:
-        linears_as_gemm(model, frozenset({"w", "bias"}))
-        sweep(model)
-
-    feeds = {"x": normal(*shape), "w": normal(5, 3), "bias": normal(5)}
-    assert_unchanged(model, rewrite, feeds)
-    assert ops(model) == expected
-    gemm = next(node for node in model.graph if node.op_type == "Gemm")
-    assert [v.name for v in gemm.inputs if v is not None][1:] == ["w", "bias"]
-    assert gemm.attributes["transB"].as_int() == 1
-    assert model.graph.outputs[0].name == "y"
-    assert str(model.graph.outputs[0].shape) == f"[{y}]"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected", "shapes"),
-    [
-        # the bias is no parameter, has another length, or the product has another reader: only the product is rewritten
-        ("""(float[n,3] x, float[5,3] w, float[5] c) => (float[n,5] y) <float[n,5] p> {
-            t = Transpose(w) p = MatMul(x, t) y = Add(p, c) }""",
-         ["Gemm", "Add"], {"x": (2, 3), "w": (5, 3), "c": (5,)}),
-        ("""(float[n,3] x, float[1,3] w, float[4] b) => (float[n,4] y) <float[n,1] p> {
-            t = Transpose(w) p = MatMul(x, t) y = Add(p, b) }""",
-         ["Gemm", "Add"], {"x": (2, 3), "w": (1, 3), "b": (4,)}),
-        ("""(float[n,3] x, float[5,3] w, float[5] b) => (float[n,5] y, float[n,5] z) <float[n,5] p> {
-            t = Transpose(w) p = MatMul(x, t) y = Add(p, b) z = Neg(p) }""",
-         ["Gemm", "Add", "Neg"], {"x": (2, 3), "w": (5, 3), "b": (5,)}),
-        ("""(float[n,3] x, float[5,3] w, float[5] b) => (float[n,5] p, float[n,5] y) {
-            t = Transpose(w) p = MatMul(x, t) y = Add(p, b) }""",
-         ["Gemm", "Add"], {"x": (2, 3), "w": (5, 3), "b": (5,)}),
-        # nothing is rewritten: the weight is no parameter, not transposed, on the left; x has one dimension, or nameless ones
-        ("(float[n,3] x, float[5,3] c) => (float[n,5] y) { t = Transpose(c) y = MatMul(x, t) }",
-         ["Transpose", "MatMul"], {"x": (2, 3), "c": (5, 3)}),
-        ("(float[n,5] x, float[5,3] w) => (float[n,3] y) { y = MatMul(x, w) }", ["MatMul"], {"x": (2, 5), "w": (5, 3)}),
-        ("(float[3,n] x, float[3,5] w) => (float[5,n] y) { t = Transpose(w) y = MatMul(t, x) }",
-         ["Transpose", "MatMul"], {"x": (3, 2), "w": (3, 5)}),
-        ("(float[3] x, float[5,3] w) => (float[5] y) { t = Transpose(w) y = MatMul(x, t) }",
-         ["Transpose", "MatMul"], {"x": (3,), "w": (5, 3)}),
-        ("(float[?,?,3] x, float[5,3] w) => (float[?,?,5] y) { t = Transpose(w) y = MatMul(x, t) }",
-         ["Transpose", "MatMul"], {"x": (2, 4, 3), "w": (5, 3)}),
-    ],
-)  # fmt: skip
-def test_what_is_no_whole_linear_layer_stays(text: str, expected: list[str], shapes: dict[str, tuple[int, ...]]) -> None:
-    model = graph(text)
-
-    def rewrite(model: ir.Model) -> None:
-        linears_as_gemm(model, frozenset({"w", "b"}))
-        sweep(model)
-
-    assert_unchanged(model, rewrite, {name: normal(*shape) for name, shape in shapes.items()})
-    assert ops(model) == expected
-
-
-def test_linears_of_one_form_share_the_sizes_they_restore() -> None:
-    model = graph("""(float[batch,tokens,3] x, float[3,3] w, float[3,3] v) => (float[batch,tokens,3] y)
-        <float[batch,tokens,3] a, float[batch,tokens,3] r> {
-        wt = Transpose(w)
-        a = MatMul(x, wt)
-        r = Relu(a)
-        vt = Transpose(v)
-        y = MatMul(r, vt)
-    }""")
-
-    def rewrite(model: ir.Model) -> None:
-        linears_as_gemm(model, frozenset({"w", "v"}))
-        sweep(model)
-
-    feeds = [{"x": normal(b, t, 3), "w": normal(3, 3), "v": normal(3, 3)} for b, t in ((2, 5), (5, 2))]
-    assert_unchanged(model, rewrite, *feeds)
-    assert ops(model).count("Shape") == 2
-    assert ops(model).count("Concat") == 1
-
-
 # ---- external
 
 
@@ -351,6 +254,30 @@ def test_parameters_are_read_from_the_file_as_stored(tmp_path: Path, stored: str
     path.write_bytes(ir.to_proto(model).SerializeToString())
     assert path.stat().st_size < 500
     np.testing.assert_array_equal(run_file(path, {"x": normal(1, 3)})["z"], -values.astype(np.float32))
+
+
+@pytest.mark.parametrize(("stored", "casts"), [("F32", []), ("BF16", ["bias"]), ("F16", ["bias"]), ("F64", ["bias", "weight"])])
+def test_an_op_of_ours_reads_its_weight_as_stored(tmp_path: Path, stored: str, casts: list[str]) -> None:
+    """What its contract does not take in that dtype is lifted."""
+    model = graph(
+        "(float[b,t,3] x, float[5,3] weight, float[5] bias) => (float[b,t,5] y) { y = vitrify.Linear(x, weight, bias) }",
+    )
+    attach_bodies(model)
+    dtype = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}[stored]
+    weight, bias = normal(5, 3).astype(dtype), normal(5).astype(dtype)
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(weight.tobytes() + bias.tobytes())
+    places = {
+        "weight": TensorLocation(file, stored, (5, 3), 0, weight.nbytes),
+        "bias": TensorLocation(file, stored, (5,), weight.nbytes, bias.nbytes),
+    }
+    assert tie_parameters(model, places, tmp_path) == weight.nbytes + bias.nbytes
+    assert sorted(str(node.inputs[0].name) for node in model.graph if node.op_type == "Cast" and node.inputs[0]) == casts
+    path = tmp_path / "model.onnx"
+    path.write_bytes(ir.to_proto(model).SerializeToString())
+    x = normal(2, 4, 3)
+    expected = x.astype(np.float64) @ weight.astype(np.float64).T + bias.astype(np.float64)
+    np.testing.assert_allclose(run_file(path, {"x": x})["y"], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_inputs_that_are_no_parameters_stay_inputs(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
+from tests.export.by_hand import scale_result
 from tests.export.test_compile import DENOISER, ENCODER, edit, shard
 from vitrify.engine.artifact import Artifact, ArtifactWriter, Manifest
 from vitrify.engine.errors import ArtifactError, CompileError, ParityError
@@ -42,8 +43,7 @@ def sealed_again(
         for path in artifact.manifest.files:
             if path == graph:
                 proto = onnx.load(artifact.path(path), load_external_data=False)
-                gemm = next(n for n in proto.graph.node if n.op_type == "Gemm")
-                gemm.attribute.append(onnx.helper.make_attribute("alpha", 1.001))
+                scale_result(proto.graph, next(n for n in proto.graph.node if n.op_type in ("Gemm", "Linear")), 1.001)
                 writer.write_bytes(path, proto.SerializeToString())
             else:
                 writer.copy_file(path, artifact.path(path))

@@ -380,7 +380,7 @@ def loop_walk(made: TinyFlux) -> tuple[list[str], list[str]]:
         for node in proto.graph.node:
             if alive & set(node.input):
                 alive |= set(node.output)
-            if node.op_type in heavy:
+            if node.op_type in heavy or (node.domain == "vitrify" and node.op_type.startswith(("Linear", "FusedAttention"))):
                 weight = next((i for i in node.input if i.removesuffix(".float32").endswith(".weight")), node.output[0])
                 (found if alive & set(node.output) else missed).append(f"{segment}/{weight.removesuffix('.float32')}")
         reached |= {o.name for o in proto.graph.output} & alive

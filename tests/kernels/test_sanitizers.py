@@ -65,6 +65,79 @@ for level in native_library.cpu_levels():
 print("clean")
 """
 
+# The ops that compute row by row: columns at the very end of the modulation table, widths beside the registers' sizes.
+ROWS = """
+import sys
+from pathlib import Path
+import numpy as np
+from vitrify.engine import native_library
+from vitrify.engine.native_kernel import NativeKernel
+native_library.path = lambda: Path(sys.argv[1])
+
+def run(op, inputs, outputs, **attributes):
+    NativeKernel(op, [None] * len(inputs), attributes=attributes).run(inputs, outputs, threads=3)
+
+for level in native_library.cpu_levels():
+    native_library.force_cpu_level(level)
+    for shape in ((1, 1, 1), (2, 63, 31), (1, 333, 130), (3, 0, 4), (1, 1025, 62)):
+        batch, tokens, width = shape
+        x, y, other = (np.ones(shape, np.float32) for _ in range(3))
+        modulation = np.ones((batch, 2 * width), np.float32)
+        for op, expected in (("AdaLayerNorm", 1), ("AdaRMSNorm", 2)):
+            run(op, [x, modulation], [y], factor_at=0, shift_at=width, epsilon=1e-12)
+            assert np.allclose(y, expected)
+        run("GatedResidual", [x, other, modulation], [y], gate_at=width)
+        assert np.array_equal(y, np.full(shape, 2, np.float32))
+        scalars = [np.ones(order, np.float32) for order in (1, 2)]
+        outputs = [np.empty(shape, np.float32) for _ in range(3)]
+        run("TaylorUpdate1", [x, other, scalars[0]], outputs[:2])
+        run("TaylorUpdate2", [x, other, x, scalars[1]], outputs)
+        assert np.array_equal(outputs[2], -x)
+        run("TaylorPredict1", [x, other, scalars[0]], [y])
+        run("TaylorPredict2", [x, other, x, scalars[1]], [y])
+        assert np.array_equal(y, 3 * x)
+        if width % 2 == 0:
+            table = np.ones((tokens, width // 2), np.float32)
+            run("QkNormRope", [x, np.ones(width, np.float32), table, 0 * table], [y], num_heads=1, epsilon=1e-12)
+            assert np.allclose(y, 1)
+print("clean")
+"""
+
+# Attention: tokens, keys and head dims beside the sizes of tiles, registers and blocks. Equal values give their mean.
+ATTENTION = """
+import sys
+from pathlib import Path
+import numpy as np
+from vitrify.engine import native_library
+from vitrify.engine.native_kernel import NativeKernel
+native_library.path = lambda: Path(sys.argv[1])
+
+def ones(*shape):
+    return np.ones(shape, np.float32)
+
+def run(op, inputs, outputs, **attributes):
+    NativeKernel(op, [None] * len(inputs), attributes={"scale": 0.5, **attributes}).run(inputs, outputs, threads=3)
+    for y in outputs:
+        assert np.allclose(y, 1)
+
+for level in native_library.cpu_levels():
+    native_library.force_cpu_level(level)
+    for tokens, keys, heads, dim in ((1, 1, 1, 1), (63, 123, 2, 31), (97, 193, 1, 33), (13, 400, 3, 64), (5, 17, 1, 512)):
+        q, k = ones(2, tokens, heads * dim), ones(2, keys, heads * dim)
+        for causal in (0, 1):
+            run("FusedAttention", [q, k, k], [np.empty_like(q)], num_heads=heads, causal=causal)
+        run("FusedAttentionBias", [q, k, k, ones(1, heads, tokens, keys)], [np.empty_like(q)], num_heads=heads)
+    for first, second, heads, dim in ((1, 0, 1, 2), (16, 64, 2, 32), (0, 97, 1, 34), (123, 70, 1, 128)):
+        parts = [ones(2, tokens, heads * dim) for tokens in (first, second) for _ in "qkv"]
+        tables = [ones(first + second, dim // 2), 0 * ones(first + second, dim // 2)]
+        outputs = [np.empty_like(parts[0]), np.empty_like(parts[3])]
+        run("FusedAttention2NormRotary", [*parts, *[ones(dim)] * 4, *tables], outputs, num_heads=heads, epsilon=1e-6)
+        whole = [ones(2, first + second, heads * dim)] * 3
+        outputs = [np.empty_like(whole[0])]
+        run("FusedAttentionNormRotary", [*whole, *[ones(dim)] * 2, *tables], outputs, num_heads=heads, epsilon=1e-6)
+print("clean")
+"""
+
 # The same through ONNX Runtime: registration, shape inference, a run on two threads.
 SESSION = """
 import sys
@@ -116,6 +189,18 @@ def test_kernels_touch_only_their_arrays(library: Path) -> None:
 @pytest.mark.slow
 def test_linear_kernels_touch_only_their_arrays(library: Path) -> None:
     done = _run(LINEAR, str(library))
+    assert (done.returncode, done.stdout.strip()) == (0, "clean"), done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_row_kernels_touch_only_their_arrays(library: Path) -> None:
+    done = _run(ROWS, str(library))
+    assert (done.returncode, done.stdout.strip()) == (0, "clean"), done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_attention_kernels_touch_only_their_arrays(library: Path) -> None:
+    done = _run(ATTENTION, str(library))
     assert (done.returncode, done.stdout.strip()) == (0, "clean"), done.stderr[-2000:]
 
 
