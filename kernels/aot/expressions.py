@@ -7,9 +7,10 @@ language in C++: an expression is checked here once, before it is written down.
 
 from __future__ import annotations
 
-import ast
 import operator
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from vitrify.engine.errors import SpecError
 
@@ -40,12 +41,12 @@ def _power(a: int) -> int:
     return 1 << (a - 1).bit_length()
 
 
-_OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: _divide,
-    ast.Mod: _remainder,
+_OPERATORS: dict[str, Callable[[int, int], int]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": _divide,
+    "%": _remainder,
 }
 _FUNCTIONS: dict[str, tuple[int, Callable[..., int]]] = {
     "cdiv": (2, _cdiv),
@@ -54,11 +55,24 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., int]]] = {
     "power": (1, _power),
 }
 
+_TOKEN = re.compile(r" *(?:([0-9]+)(?![0-9A-Za-z_.])|([A-Za-z_][0-9A-Za-z_]*)|([-+*/%(),]))")
+
+
+@dataclass(frozen=True)
+class _Apply:
+    """An operator or a function of parts, each a number, a name or one of these."""
+
+    function: Callable[..., int]
+    parts: tuple[int | str | _Apply, ...]
+
+
+_Tree = int | str | _Apply
+
 
 def evaluate(expression: str, values: Mapping[str, int]) -> int:
     """The value of `expression`. Raises SpecError for a form outside the language, an unknown name, an inexact division."""
     try:
-        return _value(_parse(expression), values)
+        return _value(_Parser(expression).whole(), values)
     except (KeyError, ValueError) as error:
         what = f"name {error} is unknown; known: {', '.join(sorted(values))}" if isinstance(error, KeyError) else str(error)
         raise SpecError(f"expression {expression!r}: {what}") from None
@@ -66,29 +80,83 @@ def evaluate(expression: str, values: Mapping[str, int]) -> int:
 
 def names(expression: str) -> frozenset[str]:
     """The names that `expression` needs values for. Raises SpecError for a form outside the language."""
-    tree = _parse(expression)
-    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in called)
-
-
-def _parse(expression: str) -> ast.expr:
     try:
-        return ast.parse(expression, mode="eval").body
-    except SyntaxError as error:
-        raise SpecError(f"expression {expression!r}: {error.msg}") from None
+        return frozenset(_names(_Parser(expression).whole()))
+    except ValueError as error:
+        raise SpecError(f"expression {expression!r}: {error}") from None
 
 
-def _value(node: ast.expr, values: Mapping[str, int]) -> int:
-    match node:
-        case ast.Constant(value=int() as number) if not isinstance(number, bool):
-            return number
-        case ast.Name(id=name):
-            return values[name]
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            return _OPERATORS[type(op)](_value(left, values), _value(right, values))
-        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
-            count, function = _FUNCTIONS[name]
-            if len(arguments) == count:
-                return function(*(_value(argument, values) for argument in arguments))
-            raise ValueError(f"{name} takes {count} arguments, got {len(arguments)}")
-    raise ValueError(f"{ast.unparse(node)!r} is outside the language (numbers, names, + - * / %, {', '.join(_FUNCTIONS)})")
+def _value(tree: _Tree, values: Mapping[str, int]) -> int:
+    if isinstance(tree, _Apply):
+        return tree.function(*(_value(part, values) for part in tree.parts))
+    return values[tree] if isinstance(tree, str) else tree
+
+
+def _names(tree: _Tree) -> set[str]:
+    if isinstance(tree, _Apply):
+        return set().union(*(_names(part) for part in tree.parts))
+    return {tree} if isinstance(tree, str) else set()
+
+
+class _Parser:
+    """Recursive descent: sum = product {+|- product}, product = factor {*|/|% factor}, factor = number | name | call | (sum)."""
+
+    def __init__(self, text: str) -> None:
+        self._tokens: list[str] = []
+        at = 0
+        while text[at:].strip(" "):
+            token = _TOKEN.match(text, at)
+            if token is None:
+                raise ValueError(f"{text[at:].strip()!r} is outside the language")
+            self._tokens.append(token[0].strip(" "))
+            at = token.end()
+
+    def whole(self) -> _Tree:
+        tree = self._sum()
+        if self._tokens:
+            raise ValueError(f"{''.join(self._tokens)!r} is outside the language")
+        return tree
+
+    def _take(self, *wanted: str) -> str:
+        """The next token if it is one of these, else nothing."""
+        return self._tokens.pop(0) if self._tokens and self._tokens[0] in wanted else ""
+
+    def _sum(self) -> _Tree:
+        tree = self._product()
+        while sign := self._take("+", "-"):
+            tree = _Apply(_OPERATORS[sign], (tree, self._product()))
+        return tree
+
+    def _product(self) -> _Tree:
+        tree = self._factor()
+        while sign := self._take("*", "/", "%"):
+            tree = _Apply(_OPERATORS[sign], (tree, self._factor()))
+        return tree
+
+    def _factor(self) -> _Tree:
+        if self._take("("):
+            tree = self._sum()
+            self._close()
+            return tree
+        word = self._tokens.pop(0) if self._tokens else ""
+        if word.isdigit():
+            return int(word)
+        if not word.isidentifier():
+            raise ValueError("a number or a name is missing" + (f" before {word!r}" if word else ""))
+        return self._call(word) if self._take("(") else word
+
+    def _call(self, name: str) -> _Tree:
+        parts = [self._sum()]
+        while self._take(","):
+            parts.append(self._sum())
+        self._close()
+        if name not in _FUNCTIONS:
+            raise ValueError(f"function {name!r} is unknown; known: {', '.join(_FUNCTIONS)}")
+        count, function = _FUNCTIONS[name]
+        if len(parts) != count:
+            raise ValueError(f"{name} takes {count} arguments, got {len(parts)}")
+        return _Apply(function, tuple(parts))
+
+    def _close(self) -> None:
+        if not self._take(")"):
+            raise ValueError("a parenthesis is not closed")

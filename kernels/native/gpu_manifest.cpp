@@ -1,7 +1,7 @@
 #include "native/gpu_manifest.h"
 
 #include <fstream>
-#include <sstream>
+#include <iterator>
 
 #include "native/json.h"
 
@@ -138,10 +138,9 @@ bool GpuKernel::follows_activations() const {
 
 std::string read_file(const std::string& path) {
   std::ifstream stream(path, std::ios::binary);
-  std::ostringstream text;
-  if (stream) text << stream.rdbuf();
-  if (!stream || !text) throw ManifestError(path + " cannot be read; run: vitrify kernels build");
-  return text.str();
+  std::string text((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
+  if (!stream.is_open() || stream.bad()) throw ManifestError(path + " cannot be read; run: vitrify kernels build");
+  return text;
 }
 
 GpuManifest GpuManifest::read(const std::string& folder) {

@@ -171,10 +171,12 @@ def test_an_image_that_is_not_the_manifests_is_named(built: Path, tmp_path: Path
         ("power(tokens)", 128),
         ("(7 + 5) / 4 % 2", 1),
         ("tokens", 123),
+        ("in - 1", 79),
+        ("20 - 3 - 2 * 4", 9),
     ],
 )
 def test_expressions(text: str, value: int) -> None:
-    assert evaluate(text, {"tokens": 123}) == value
+    assert evaluate(text, {"tokens": 123, "in": 80}) == value
 
 
 @pytest.mark.parametrize(
@@ -184,13 +186,19 @@ def test_expressions(text: str, value: int) -> None:
         ("tokens / 2", "123 / 2 is no whole number"),
         ("tokens / 0", "123 / 0 is no whole number"),
         ("cdiv(1, 0)", "must be positive"),
-        ("tokens ** 2", "outside the language"),
+        ("tokens ** 2", r"a number or a name is missing before '\*'"),
         ("__import__('os')", "outside the language"),
-        ("tokens.real", "outside the language"),
-        ("1.5", "outside the language"),
-        ("True", "outside the language"),
+        ("eval(1)", "function 'eval' is unknown; known: cdiv, min, max, power"),
+        ("tokens.real", "'.real' is outside the language"),
+        ("1.5", "'1.5' is outside the language"),
+        ("1tokens", "'1tokens' is outside the language"),
+        ("tokens tokens", "'tokens' is outside the language"),
+        ("-1", "a number or a name is missing before '-'"),
+        ("(tokens", "a parenthesis is not closed"),
         ("min(1)", "min takes 2 arguments, got 1"),
-        ("1 +", "invalid syntax"),
+        ("min()", "a number or a name is missing"),
+        ("1 +", "a number or a name is missing"),
+        ("", "a number or a name is missing"),
     ],
 )
 def test_what_is_no_expression_is_named(text: str, message: str) -> None:
