@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from vitrify.bench.cache_settings import CAREFUL, FAST, Setting, plain_steps, settings
 from vitrify.engine.artifact.presets import Calibration
-from vitrify.engine.cache_policy import Always, Cache, FirstBlock, Guards, Hold, Interval, Magnitude, Mask, Predictor, Taylor
+from vitrify.engine.cache_policy import Always, Cache
 from vitrify.runtime import PixelGenerationContext, load
 from vitrify.runtime.compiled import CompiledPipeline
-from vitrify.runtime.request import PromptTruncatedWarning
+from vitrify.runtime.request import PreparedRequest, PromptTruncatedWarning
 from vitrify.runtime.tuning.calibrate import calibrate
-from vitrify.runtime.tuning.candidates import growing_mask
 from vitrify.runtime.tuning.quality import Quality
 from vitrify.runtime.tuning.requests import Requests
 
-__all__ = ["CAREFUL", "FAST", "NAMES", "STEPS", "Setting", "Study", "judged_names", "settings"]
+__all__ = ["NAMES", "STEPS", "Study", "judged_names"]
 
 Array = npt.NDArray[Any]
 
@@ -37,80 +37,9 @@ _SEARCHED = 96
 _CALIBRATED = 16
 _GUIDANCE = 2.0
 _SEED = 5000
-_TIMED = 2
+_TIMED_PROBED = 6
+_ROUNDS = 3
 _PICTURES = 6
-
-_OUT = Taylor(1, "output")
-_HELD = Hold("residual")
-_GUARDS = Guards(warmup_steps=4, max_consecutive_skips=3)
-
-
-def _mask(computed: Sequence[int], steps: int = 28) -> Mask:
-    return Mask(tuple(step in computed for step in range(steps)))
-
-
-FAST = Cache(_mask((0, 1, 2, 4, 6, 8, 11, 14, 17, 21, 25)), _OUT)
-CAREFUL = Cache(_mask((0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 17, 20, 23, 26)), _OUT)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A cache at a number of steps. cache: None computes every step. family: its decision, for the legend."""
-
-    family: str
-    name: str
-    steps: int
-    cache: Cache | None
-
-    @property
-    def key(self) -> str:
-        """Its name on disk and in the document."""
-        return f"{self.steps}: {self.name}"
-
-
-def _plain(steps: int) -> Setting:
-    return Setting("plain steps", f"plain {steps}", steps, None)
-
-
-def settings(table: Calibration) -> list[Setting]:
-    """What is measured, beside plain steps. table: MagCache's."""
-    of: dict[str, Predictor] = {
-        "Taylor 1 of the output": _OUT,
-        "Taylor 1 of the output, in sigma": Taylor(1, "output", "sigma"),
-        "Taylor 2 of the output": Taylor(2, "output"),
-        "Taylor 1 of the residual": Taylor(1, "residual"),
-        "hold the residual": _HELD,
-    }
-    result: list[Setting] = []
-
-    def add(
-        family: str, what: str, decision: Any, *, steps: int = 28, predictors: Sequence[int] = (0,), guards: Any = None
-    ) -> None:
-        for index in predictors:
-            said, predictor = list(of.items())[index]
-            cache = Cache(decision, predictor, guards or Guards())
-            result.append(Setting(family, f"{what}, {said}", steps, cache))
-
-    add("searched mask", "mask fast", FAST.decision, predictors=(0, 1, 3, 4))
-    add("searched mask", "mask careful", CAREFUL.decision, predictors=(0, 3))
-    add("interval", "interval 3 after 3", Interval(3, 3), predictors=(0, 1, 2, 3, 4))
-    add("interval", "interval 2 after 3", Interval(2, 3))
-    add("interval", "interval 4 after 4", Interval(4, 4))
-    add("interval", "interval 5 after 9 (taylorseer)", Interval(5, 9))
-    add("interval", "mask preset fast", Mask(preset="fast"))
-    add("interval", "mask preset medium", Mask(preset="medium"))
-    for threshold, predictors in ((0.08, (4,)), (0.12, (4, 3, 0)), (0.2, (4, 0))):
-        add("first block", f"first block {threshold}", FirstBlock(threshold), predictors=predictors, guards=_GUARDS)
-    for threshold, predictors in ((0.06, (4,)), (0.12, (4, 0)), (0.24, (0,))):
-        add("MagCache", f"MagCache {threshold}", Magnitude(table.ratios, threshold), predictors=predictors)
-    for computed, warmup in ((14, 5), (18, 8)):  # Taylor alone at the time that first block and Taylor take together
-        add("growing mask", f"growing mask of {computed}", growing_mask(28, computed, warmup, 1.2))
-    for steps, computed in ((20, 8), (50, 18)):
-        add("growing mask", f"growing mask of {computed}", growing_mask(steps, computed, 3, 1.2), steps=steps)
-        add("interval", "interval 3 after 3", Interval(3, 3), steps=steps)
-        add("interval", "interval 2 after 3", Interval(2, 3), steps=steps)
-        add("first block", "first block 0.12", FirstBlock(0.12), steps=steps, predictors=(4,), guards=_GUARDS)
-    return result
 
 
 def judged_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -143,20 +72,24 @@ class Study:
             self._measured(setting)
 
     def time(self) -> None:
-        """Time each setting's loop against an uncached one, in turns on the same requests. Leave the machine alone."""
+        """Time each setting's loop against an uncached one, in turns on the same requests. Leave the machine alone.
+
+        Of each of a loop's steps the shortest of a few rounds counts. What computes differs from request to request where the
+        first block decides: more requests are timed then.
+        """
         for setting in self.settings:
             if f"time of {setting.key}" in self._known:
                 continue
-            pairs = []
-            for index in range(_TIMED):
-                name, seed = [self.judged[index]], [_SEED + index]
-                pairs.append(
-                    [self._batch(name, seed, setting.steps, cache)[2] for cache in (setting.cache, None, setting.cache, None)]
-                )
-            seconds = np.array(pairs)
-            ratio = float(np.median((seconds[:, 0] + seconds[:, 2]) / (seconds[:, 1] + seconds[:, 3])))
-            self.say(f"{ratio:.3f} of the time: {setting.key}")
-            self._keep(f"time of {setting.key}", ratio)
+            cached = plain = 0.0
+            for index in range(_TIMED_PROBED if setting.cache is not None and setting.cache.probes else 1):
+                rounds = [
+                    (self._step_seconds(index, setting.steps, setting.cache), self._step_seconds(index, setting.steps, None))
+                    for _ in range(_ROUNDS)
+                ]
+                cached += float(np.min([r[0] for r in rounds], axis=0).sum())
+                plain += float(np.min([r[1] for r in rounds], axis=0).sum())
+            self.say(f"{cached / plain:.3f} of the time: {setting.key}")
+            self._keep(f"time of {setting.key}", cached / plain)
 
     def document(self) -> dict[str, Any]:
         """All figures, with each setting's control; draws the controls that are missing."""
@@ -166,13 +99,13 @@ class Study:
             row = {**self._row(setting), "time_ratio": None if ratio is None else round(ratio, 4), "control": None}
             if ratio is not None:
                 count = max(2, math.floor(ratio * setting.steps + 0.05))  # a twentieth of a step is the clock's noise
-                row["control"] = self._row(_plain(count), setting.steps)
+                row["control"] = self._row(plain_steps(count), setting.steps)
             rows.append(row)
         plain = []
         for steps in STEPS:
             controls = {row["control"]["steps"] for row in rows if row["control"] and row["steps"] == steps}
             for count in sorted({steps // 4, *controls}):
-                row = {**self._row(_plain(count), steps), "of_steps": steps, "time_ratio": round(count / steps, 4)}
+                row = {**self._row(plain_steps(count), steps), "of_steps": steps, "time_ratio": round(count / steps, 4)}
                 plain.append(row)
         return {
             "artifact": self.artifact_id,
@@ -185,7 +118,7 @@ class Study:
     def pictures(self) -> tuple[list[str], list[tuple[str, Array]]]:
         """A few judged names, and rows of their pictures [names, height, width, 3]: uncached, masks, the control."""
         names, seeds = self.judged[:_PICTURES], [_SEED + i for i in range(_PICTURES)]
-        shown = [("28 steps", 28, None), ("fast mask", 28, FAST), ("11 plain steps", 11, None), ("careful mask", 28, CAREFUL)]
+        shown = [("28 steps", 28, None), ("fast, 11 of 28", 28, FAST), ("11 plain steps", 11, None), ("careful, 15", 28, CAREFUL)]
         return names, [(said, self._drawn(names, seeds, steps, cache)[0]) for said, steps, cache in shown]
 
     # Inside.
@@ -236,18 +169,29 @@ class Study:
         found = [self._batch(n, s, steps, cache) for n, s in _chunks(names, seeds, at_once)]
         return np.concatenate([f[0] for f in found]), float(np.mean([f[1] for f in found]))
 
-    def _batch(self, names: Sequence[str], seeds: Sequence[int], steps: int, cache: Cache | None) -> tuple[Array, float, float]:
-        """(pictures, mean computed steps, seconds of the loop)."""
+    def _batch(self, names: Sequence[str], seeds: Sequence[int], steps: int, cache: Cache | None) -> tuple[Array, float]:
+        """(pictures, mean computed steps)."""
+        request = self._request(names, seeds, steps, cache)
+        latents = self.pipe.denoise(request)
+        lanes = [len(lane) for lane in request.reports[-1].computed] if request.reports else [steps]
+        return self.pipe.decode(latents, request.size), float(np.mean(lanes))
+
+    def _step_seconds(self, index: int, steps: int, cache: Cache | None) -> Array:
+        """Seconds of the steps in the loop of a judged name; what lies before the first and after the last is one more."""
+        request = self._request([self.judged[index]], [_SEED + index], steps, cache)
+        marks: list[float] = []
+        self.pipe.denoise(request, observe=lambda *_: marks.append(time.perf_counter()))
+        between = np.diff(marks)
+        return np.append(between, request.timings["loop"] - between.sum())
+
+    def _request(self, names: Sequence[str], seeds: Sequence[int], steps: int, cache: Cache | None) -> PreparedRequest:
         context = PixelGenerationContext(
             prompt=list(names), negative_prompt=[""] * len(names), true_cfg_scale=_GUIDANCE, seed=list(seeds),
             num_inference_steps=steps, cache=Cache(Always()) if cache is None else cache,
         )  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PromptTruncatedWarning)  # a few of the names are longer than the text
-            request = self.pipe.prepare_inputs(context)
-        latents = self.pipe.denoise(request)
-        lanes = [len(lane) for lane in request.reports[-1].computed] if request.reports else [steps]
-        return self.pipe.decode(latents, request.size), float(np.mean(lanes)), request.timings["loop"]
+            return self.pipe.prepare_inputs(context)
 
     def _table(self) -> Calibration:
         if "table" not in self._known:

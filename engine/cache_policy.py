@@ -142,11 +142,16 @@ class Taylor:
 
     order: 1 or 2; lower ones act until order + 1 steps were computed. of: as in Hold.
     along: what the values are spaced by: "step" or "sigma".
+    corrected: a computed step also makes good what the skipped steps before it are now seen to have missed: its value joins
+        the polynomial, and noise_pred carries the difference, so that the latents come to lie where the better polynomial
+        leads (predictor–corrector; of multistep solvers UniPC, arXiv 2302.04867). Of the output alone, and for latents that
+        move by (σ_{k+1} − σ_k) · noise_pred; `sigmas` of the request must then have the last step's end too.
     """
 
     order: int = 1
     of: Quantity | None = None
     along: Axis = "step"
+    corrected: bool = False
 
     def __post_init__(self) -> None:
         if not _is_whole(self.order) or not 1 <= self.order <= _MAX_ORDER:
@@ -154,6 +159,10 @@ class Taylor:
         _check_choice("Taylor.of", self.of, get_args(Quantity))
         if self.along not in get_args(Axis):
             raise SpecError(f"Taylor.along={self.along!r}: expected step or sigma")
+        if not isinstance(self.corrected, bool):
+            raise SpecError(f"Taylor.corrected={self.corrected!r}: expected True or False")
+        if self.corrected and self.of != "output":
+            raise SpecError(f"Taylor.corrected: only a predicted output can be corrected, got of={self.of!r}; use of='output'")
 
 
 @dataclass(frozen=True)
@@ -232,11 +241,17 @@ class Cache:
     @property
     def needs_count(self) -> bool:
         """Whether the request's number of steps must be known."""
-        return isinstance(self.decision, Mask | Magnitude) or self.guards.need_count
+        corrected = isinstance(self.predictor, Taylor) and self.predictor.corrected
+        return corrected or isinstance(self.decision, Mask | Magnitude) or self.guards.need_count
 
     @property
     def needs_sigmas(self) -> bool:
         """Whether the request's sigmas must be known."""
+        return self.along_sigma or (isinstance(self.predictor, Taylor) and self.predictor.corrected)
+
+    @property
+    def along_sigma(self) -> bool:
+        """Whether the predictor's values are spaced by sigma, not by steps."""
         return isinstance(self.predictor, Taylor) and self.predictor.along == "sigma"
 
     def __str__(self) -> str:
@@ -248,7 +263,9 @@ class Cache:
 
 def _shown(option: Any) -> str:
     values = {f.name: getattr(option, f.name) for f in fields(option)}
-    shown = (f"{k}={f'{len(v)} values' if isinstance(v, tuple) else v}" for k, v in values.items() if v is not None)
+    shown = (
+        f"{k}={f'{len(v)} values' if isinstance(v, tuple) else v}" for k, v in values.items() if v is not None and v is not False
+    )
     return f"{type(option).__name__}({', '.join(shown)})"
 
 

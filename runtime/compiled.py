@@ -351,7 +351,7 @@ class CompiledPipeline(DiffusionPipeline):
             )
         if policy is not None:
             try:
-                check_policy(policy, len(schedule), schedule.sigmas[: len(schedule)])
+                check_policy(policy, len(schedule), schedule.sigmas)
             except SpecError as error:
                 raise RequestError(f"cache: {error}") from error
             if threshold is None and isinstance(policy.decision, FirstBlock):

@@ -13,7 +13,6 @@ namespace {
 // A tile is kTile rows by two registers: as many accumulators as there are registers, less what the operands need.
 constexpr size_t kTile = kLanes == 16 ? 14 : 6;
 constexpr size_t kPair = 2 * kLanes;
-constexpr size_t kStride = kLinearStride;
 constexpr size_t kPanel = kLinearPanel;
 
 inline size_t smaller(size_t a, size_t b) {
@@ -87,7 +86,7 @@ inline __attribute__((always_inline)) void step(const float* x, const float* wei
   const Lanes weight_high = load(weight + kLanes);
 #pragma GCC unroll 16
   for (size_t row = 0; row < kRows; ++row) {
-    const Lanes value = all(x[row * kStride]);
+    const Lanes value = all(x[row]);
     low[row] += value * weight_low;
     high[row] += value * weight_high;
   }
@@ -111,11 +110,11 @@ void multiply(const float* x, const float* panel, size_t depth, bool add, float*
       if (pair == 0) __builtin_prefetch(ahead + k / kLineEach * kLine, 0, 2);
 #pragma GCC unroll 1  // More would run out of registers.
       for (size_t i = 0; i < kLineEach; ++i) {
-        step<kRows>(x + k + i, weight + i * kPanel, low, high);
+        step<kRows>(x + (k + i) * kRows, weight + i * kPanel, low, high);
       }
     }
     for (; k < depth; ++k, weight += kPanel) {
-      step<kRows>(x + k, weight, low, high);
+      step<kRows>(x + k * kRows, weight, low, high);
     }
 #pragma GCC unroll 16
     for (size_t row = 0; row < kRows; ++row) {
@@ -201,16 +200,57 @@ inline void fetch_tile(const LinearProblem& problem, size_t first_row, size_t ro
   }
 }
 
-// Features first … last - 1 of the rows of x, each row kStride apart.
-void gather(const LinearProblem& problem, size_t first_row, size_t rows, size_t first, size_t last, float* x) {
-  const size_t border = problem.features[0];
-  for (size_t i = 0; i < rows; ++i, x += kStride) {
-    const size_t row = first_row + i;
-    if (first < border) copy(problem.x[0] + row * border + first, smaller(last, border) - first, x);
-    if (last > border) {
-      const size_t start = first > border ? first - border : 0;
-      copy(problem.x[1] + row * problem.features[1] + start, last - border - start, x + (border + start - first));
+typedef float Quad __attribute__((vector_size(16)));
+typedef float AnyQuad __attribute__((vector_size(16), aligned(4), may_alias));
+
+// Four features of four rows; to[4] rows apart. Rows of x become columns.
+inline void turn(const float* const (&from)[4], size_t rows, float* to) {
+  const Quad a = *reinterpret_cast<const AnyQuad*>(from[0]);
+  const Quad b = *reinterpret_cast<const AnyQuad*>(from[1]);
+  const Quad c = *reinterpret_cast<const AnyQuad*>(from[2]);
+  const Quad d = *reinterpret_cast<const AnyQuad*>(from[3]);
+  const Quad ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  const Quad ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Quad cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  const Quad cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  *reinterpret_cast<AnyQuad*>(to) = __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5);
+  *reinterpret_cast<AnyQuad*>(to + rows) = __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7);
+  *reinterpret_cast<AnyQuad*>(to + 2 * rows) = __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5);
+  *reinterpret_cast<AnyQuad*>(to + 3 * rows) = __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7);
+}
+
+// `count` features of `rows` rows that lie `stride` apart, feature by feature: x[count][rows], and up to three
+// elements after it, which may be anything.
+void gather_part(const float* from, size_t stride, size_t rows, size_t count, float* x) {
+  size_t k = 0;
+  // A line of every row at a time. The last rows first: what a quad has too much is then overwritten by the next
+  // feature's first.
+  for (; k + kLine <= count; k += kLine) {
+    for (size_t quad = (rows + 3) / 4; quad-- > 0;) {
+      const float* lines[4];
+      for (size_t i = 0; i < 4; ++i)
+        lines[i] = from + smaller(4 * quad + i, rows - 1) * stride + k;
+      for (size_t i = 0; i < kLine; i += 4) {
+        const float* const at[4] = {lines[0] + i, lines[1] + i, lines[2] + i, lines[3] + i};
+        turn(at, rows, x + (k + i) * rows + 4 * quad);
+      }
     }
+  }
+  for (; k < count; ++k) {
+    for (size_t i = 0; i < rows; ++i)
+      x[k * rows + i] = from[i * stride + k];
+  }
+}
+
+// Features first … last - 1 of the rows of x, feature by feature.
+void gather(const LinearProblem& problem, size_t first_row, size_t rows, size_t first, size_t last, float* x) {
+  for (size_t part = 0, start = 0; part < 2; start += problem.features[part], ++part) {
+    const size_t features = problem.features[part];
+    const size_t from = first > start ? first - start : 0;
+    if (last <= start || from >= features) continue;
+    const size_t count = smaller(last - start, features) - from;
+    gather_part(problem.x[part] + first_row * features + from, features, rows, count, x);
+    x += count * rows;
   }
 }
 
@@ -230,7 +270,7 @@ void linear_pack(const void* weight, LinearWeightType type, size_t out, size_t i
 void linear_span(const LinearProblem& problem, size_t first_row, size_t rows, size_t first_panel, size_t panels,
                  float* scratch) {
   float* const x = scratch;
-  float* const sums = scratch + kLinearRows * (kLinearBlock / kLinearChunk) * kStride;
+  float* const sums = scratch + kLinearRows * kLinearBlock + kLine;
   const size_t in = problem.features[0] + problem.features[1];
   const size_t blocks = linear_blocks(in);
   const size_t tiles = (rows + kTile - 1) / kTile;
@@ -238,9 +278,10 @@ void linear_span(const LinearProblem& problem, size_t first_row, size_t rows, si
     const size_t first = linear_cut(in, block, blocks);
     const size_t depth = linear_cut(in, block + 1, blocks) - first;
     const size_t chunks = linear_parts(depth, kLinearChunk);
-    for (size_t chunk = 0; chunk < chunks; ++chunk) {
-      gather(problem, first_row, rows, first + linear_cut(depth, chunk, chunks),
-             first + linear_cut(depth, chunk + 1, chunks), x + chunk * rows * kStride);
+    for (size_t tile = 0; tile < tiles; ++tile) {
+      const size_t start = linear_cut(rows, tile, tiles);
+      const size_t tile_rows = linear_cut(rows, tile + 1, tiles) - start;
+      gather(problem, first_row + start, tile_rows, first, first + depth, x + start * depth);
     }
     const float* weight = problem.weight + (first * linear_panels(problem.out) + first_panel * depth) * kPanel;
     for (size_t panel = 0; panel < panels; ++panel) {
@@ -257,8 +298,8 @@ void linear_span(const LinearProblem& problem, size_t first_row, size_t rows, si
           const size_t fetched = tile * (count / kLineEach) * kLine;
           const float* ahead = fetched < count * kPanel ? next + fetched : tile_sums;
           if (last) fetch_tile(problem, first_row + start, tile_rows, first_panel + panel);
-          multiply_of(tile_rows)(x + (chunk * rows + start) * kStride, weight, count, block + chunk > 0, tile_sums,
-                                 ahead);
+          multiply_of(tile_rows)(x + start * depth + linear_cut(depth, chunk, chunks) * tile_rows, weight, count,
+                                 block + chunk > 0, tile_sums, ahead);
           if (last) finish_tile(problem, first_row + start, tile_rows, first_panel + panel, tile_sums);
         }
         weight = next;

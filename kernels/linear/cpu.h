@@ -18,7 +18,7 @@ extern const Operator kLinear2GatedResidual;
 // as [features][kLinearPanel]; columns beyond the last are zero. One layout for all levels.
 constexpr size_t kLinearPanel = 32;
 constexpr size_t kLinearBlock = 1024;  // Most features of a block: the rows of x at hand fit the second-level cache.
-constexpr size_t kLinearChunk = 128;   // Most features of a panel's chunk: it fits the first-level cache.
+constexpr size_t kLinearChunk = 256;   // Most features of a panel's chunk: it fits the first-level cache.
 constexpr size_t kLinearRows = 140;    // Most rows of one call.
 // Most panels of one call where there are several blocks: y's sums wait in scratch from block to block.
 constexpr size_t kLinearPanels = 32;
@@ -40,11 +40,7 @@ constexpr size_t linear_packed(size_t out, size_t in) {
   return linear_panels(out) * kLinearPanel * in;
 }
 
-// Rows of a chunk of x lie in scratch at this distance: a cache line more than a power of two, so that the rows of a
-// tile do not compete for the same places in the cache.
-constexpr size_t kLinearStride = kLinearChunk + 16;
-constexpr size_t kLinearScratch =
-    kLinearRows * (kLinearBlock / kLinearChunk * kLinearStride + kLinearPanels * kLinearPanel);
+constexpr size_t kLinearScratch = kLinearRows * (kLinearBlock + kLinearPanels * kLinearPanel) + 16;
 
 enum class LinearEpilogue { none, gelu, gated_residual };
 

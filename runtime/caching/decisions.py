@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitrify.engine.cache_policy import Cache, FirstBlock, Guards, Interval, Magnitude, Mask
+from vitrify.engine.cache_policy import Cache, FirstBlock, Guards, Interval, Magnitude, Mask, Taylor
 from vitrify.engine.errors import SpecError
 from vitrify.runtime.caching.state import DenoisingCacheState, Progress
 
@@ -82,9 +82,15 @@ def check_policy(policy: Cache, count: int | None, sigmas: Any) -> None:
     if policy.needs_sigmas:
         if sigmas is None:
             raise SpecError(f"{policy}: needs the request's sigmas; set cache_state.sigmas before the first step")
-        used = np.asarray(sigmas, np.float64)[:count]
+        corrected = isinstance(policy.predictor, Taylor) and policy.predictor.corrected
+        if corrected and count is not None and len(sigmas) != count + 1:
+            raise SpecError(
+                f"{policy}: needs the sigmas of {count} steps and of the last one's end, {count + 1}, got {len(sigmas)}"
+            )
+        used = np.asarray(sigmas, np.float64)[: None if corrected else count]
         if not (np.diff(used) < 0).all():
-            raise SpecError(f"{policy}: needs sigmas that fall from step to step, got {used.tolist()}; use along='step'")
+            instead = "corrected=False" if corrected else "along='step'"
+            raise SpecError(f"{policy}: needs sigmas that fall from step to step, got {used.tolist()}; use {instead}")
 
 
 def _guarded(guards: Guards, progress: Progress, step: int, count: int | None) -> bool:

@@ -2,10 +2,14 @@
 
 Newton's divided differences over computed steps s₀ > s₁ > s₂, with δ = s − s₀:
 p(s) = y₀ + y[0,1]·δ + y[0,1,2]·δ·(δ + s₀ − s₁). Order n acts once n + 1 steps were computed.
+
+Corrected: with the next computed step k the polynomial of order a gets the term y[k,0..a]·Π(s − s_i), i = 0..a, where
+y[k,0..a] = (y[k,0..a−1] − y[0..a]) / (k − s_a). Its sum over the skipped steps, each times its Δσ, is what the latents lack.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,7 +20,7 @@ from vitrify.engine.errors import SpecError
 from vitrify.runtime.caching import compat
 from vitrify.runtime.caching.state import DenoisingCacheState, allocate
 
-__all__ = ["landing", "predict", "record"]
+__all__ = ["landing", "miss", "predict", "record"]
 
 Array = npt.NDArray[Any]
 
@@ -29,8 +33,11 @@ def landing(state: DenoisingCacheState) -> Array:
     return buffer
 
 
-def record(state: DenoisingCacheState, value: Array) -> None:
-    """Take what a computed step gave. value: [B, S, width] of what the predictor holds. Raises SpecError for another shape."""
+def record(state: DenoisingCacheState, value: Array) -> Array:
+    """Take what a computed step gave, and return what it gives on: the same, or corrected, then read-only memory of the cache.
+
+    value: [B, S, width] of what the predictor holds. Raises SpecError for another shape.
+    """
     if state.held is None and not state.factors:
         allocate(state, value.shape)
     state.progress.recorded = True
@@ -40,12 +47,15 @@ def record(state: DenoisingCacheState, value: Array) -> None:
     if state.policy is None or not isinstance(state.policy.predictor, Taylor):
         if value is not into:
             np.copyto(into, value, casting="same_kind")
-        return
+        return value
     if state.policy.compat == "max":
         compat.update(state, value)
+    elif state.corrected is not None and state.progress.missed:
+        value = _corrected(state, value, state.corrected)
     else:
         _difference(state, value)
     state.taylor_last_compute_step = state.progress.step
+    return value
 
 
 def predict(state: DenoisingCacheState) -> Array:
@@ -58,6 +68,31 @@ def predict(state: DenoisingCacheState) -> Array:
         prediction = _extrapolated(state).view()
     prediction.flags.writeable = False
     return prediction
+
+
+def miss(state: DenoisingCacheState, step: int) -> None:
+    """Count the skipped `step` in what the next computed one is to correct."""
+    progress = state.progress
+    if state.corrected is not None and state.sigmas is not None:
+        known = progress.positions[: len(state.factors)]
+        progress.missed += (state.sigmas[step + 1] - state.sigmas[step]) * math.prod(progress.position - p for p in known)
+
+
+def _corrected(state: DenoisingCacheState, value: Array, out: Array) -> Array:
+    """Take `value`, and add what the skipped steps before it missed over this step's Δσ. In `out`, read-only."""
+    progress, sigmas, step = state.progress, state.sigmas, state.progress.step
+    if sigmas is None or step is None:
+        raise SpecError("Taylor.corrected: the cache state lost its sigmas; set them before the first step and leave them")
+    order = min(len(progress.positions), len(state.factors)) - 1
+    scale = progress.missed / (progress.position - progress.positions[order]) / (sigmas[step + 1] - sigmas[step])
+    np.copyto(out, state.factors[order])
+    _difference(state, value)
+    np.subtract(state.factors[order], out, out=out)
+    out *= np.float32(scale)
+    out += state.factors[0]
+    result = out.view()
+    result.flags.writeable = False
+    return result
 
 
 def _difference(state: DenoisingCacheState, value: Array) -> None:

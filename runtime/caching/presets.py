@@ -44,7 +44,12 @@ PRESETS: Mapping[str, Callable[..., Cache]] = MappingProxyType(
 MEASURED = ("magcache", "tuned")
 """Names of what `vitrify calibrate` and `vitrify tune` measured of an artifact."""
 
-PREDICTORS = tuple(f"{kind}{of}" for kind in ("hold", "taylor1", "taylor2") for of in ("", "-residual", "-output"))
+PREDICTORS = (
+    *(f"{kind}{of}" for kind in ("hold", "taylor1", "taylor2") for of in ("", "-residual", "-output")),
+    "taylor1-corrected",
+    "taylor2-corrected",
+)
+"""Names of what stands in; "corrected" is of the output."""
 
 
 def named_cache(
@@ -113,6 +118,8 @@ def _predictor(name: str) -> Predictor:
     if name not in PREDICTORS:
         raise SpecError(f"predictor {name!r} is unknown; known: {', '.join(PREDICTORS)}")
     kind, _, of = name.partition("-")
+    if of == "corrected":
+        return Taylor(int(kind[-1]), "output", corrected=True)
     quantity: Any = of or None
     return Hold(quantity) if kind == "hold" else Taylor(int(kind[-1]), quantity)
 

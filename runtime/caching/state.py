@@ -35,6 +35,7 @@ class Progress:
     recorded: its value has been taken. differences: what its probe measured.
     positions: of the last computed steps, newest first. skips_in_a_row, skips: so far.
     ratio, error: MagCache's running product and sum.
+    missed: Σ over the skips since the last computed step of Δσ · Π (position − its polynomial's positions).
     """
 
     step: int | None = None
@@ -47,6 +48,7 @@ class Progress:
     skips: int = 0
     ratio: float = 1.0
     error: float = 0.0
+    missed: float = 0.0
     ended: bool = False
     log: list[StepRecord] = field(default_factory=list)
 
@@ -64,7 +66,8 @@ class DenoisingCacheState:
     The rest is vitrify's. num_inference_steps, sigmas: of the request, for policies that need them (yours to set).
     policy: the cache that runs. of: what its predictor holds, None until that is known.
     held, factors: its values, of the predictor's own width; the documented fields are the same memory where they coincide.
-    spare: where a Taylor value or prediction is written. candidate: the first block's residual of this step (compiled pipelines).
+    spare: where a Taylor value or prediction is written. corrected: where a corrected noise prediction is.
+    candidate: the first block's residual of this step (compiled pipelines).
     dtype: of references and held values. progress: counters and the log of the steps.
     """
 
@@ -83,6 +86,7 @@ class DenoisingCacheState:
     held: Array | None = None
     factors: list[Array] = field(default_factory=list)
     spare: Array | None = None
+    corrected: Array | None = None
     candidate: Array | None = None
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float32))
     progress: Progress = field(default_factory=Progress)
@@ -91,7 +95,7 @@ class DenoisingCacheState:
     def buffers(self) -> tuple[Array, ...]:
         """Every buffer, each once."""
         documented = (self.prev_residual, self.prev_output, self.taylor_factor_0, self.taylor_factor_1, self.taylor_factor_2)
-        arrays = [a for a in (*documented, self.held, *self.factors, self.spare, self.candidate) if a is not None]
+        arrays = [a for a in (*documented, self.held, *self.factors, self.spare, self.corrected, self.candidate) if a is not None]
         return tuple({id(array): array for array in arrays}.values())
 
     @property
@@ -101,7 +105,7 @@ class DenoisingCacheState:
 
     def release(self) -> None:
         """Let go of every buffer; the state cannot run another step."""
-        self.prev_residual = self.prev_output = self.held = self.spare = self.candidate = None
+        self.prev_residual = self.prev_output = self.held = self.spare = self.corrected = self.candidate = None
         self.taylor_factor_0 = self.taylor_factor_1 = self.taylor_factor_2 = None
         self.factors = []
         self.progress.ended = True
@@ -111,7 +115,7 @@ def allocate(state: DenoisingCacheState, shape: tuple[int, ...]) -> None:
     """Give the predictor its buffers, zeros: [B, S, width] of what it holds.
 
     A documented field that holds the same thing is the same memory. Hold: one in the activation's dtype; Taylor of
-    order k: k + 1 factors and one spare in float32.
+    order k: k + 1 factors and one spare in float32, and one more if it is corrected.
     """
     policy = state.policy
     if policy is None:
@@ -126,6 +130,7 @@ def allocate(state: DenoisingCacheState, shape: tuple[int, ...]) -> None:
     orders = 2 if policy.compat == "max" else predictor.order
     state.factors = [np.zeros(shape, np.float32) for _ in range(orders + 1)]
     state.spare = np.zeros(shape, np.float32)
+    state.corrected = np.zeros(shape, np.float32) if predictor.corrected else None
     if output:
         state.taylor_factor_0, state.taylor_factor_1, state.taylor_factor_2 = (*state.factors, None)[:3]
 

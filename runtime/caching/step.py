@@ -12,7 +12,7 @@ import numpy.typing as npt
 from vitrify.engine.cache_policy import Cache
 from vitrify.engine.errors import SpecError
 from vitrify.runtime.caching.decisions import check_policy, decide, difference_of_batch, differences
-from vitrify.runtime.caching.predictors import predict, record
+from vitrify.runtime.caching.predictors import miss, predict, record
 from vitrify.runtime.caching.state import DenoisingCacheState, StepRecord, allocate
 
 __all__ = ["StepHooks", "denoising_step", "probed"]
@@ -118,9 +118,8 @@ def _begin(hooks: StepHooks, step: int, state: DenoisingCacheState) -> None:
         if state.num_inference_steps is not None and step >= state.num_inference_steps:
             raise SpecError(f"step {step} is outside the request's {state.num_inference_steps} steps")
     progress.step, progress.recorded, progress.differences = step, False, None
-    progress.position = (
-        float(state.sigmas[step]) if policy is not None and policy.needs_sigmas and state.sigmas is not None else step
-    )
+    sigmas = state.sigmas if policy is not None and policy.along_sigma else None
+    progress.position = step if sigmas is None else float(sigmas[step])
 
 
 def _transformed(hooks: StepHooks, state: DenoisingCacheState, kwargs: Mapping[str, Any]) -> Array:
@@ -144,16 +143,17 @@ def _transformed(hooks: StepHooks, state: DenoisingCacheState, kwargs: Mapping[s
         _keep_reference(state, outputs[0])
     else:
         state.computed = True
+    given = noise_pred
     if state.computed:
         if state.of == "output":
-            record(state, noise_pred)
+            given = record(state, noise_pred)
         elif not state.progress.recorded:
             raise SpecError(
                 f"{name} computed a step but did not call self.keep_residual(cache_state, residual), whose value is held"
             )
     if state.prev_output is not None and state.prev_output is not state.held and state.computed:
         np.copyto(state.prev_output, noise_pred)
-    return noise_pred
+    return given
 
 
 def _keep_reference(state: DenoisingCacheState, residual: Array) -> None:
@@ -173,7 +173,9 @@ def _remember(state: DenoisingCacheState, step: int, seconds: float) -> None:
     if state.computed:
         progress.positions = [progress.position, *progress.positions[:2]]
         progress.skips_in_a_row = 0
+        progress.missed = 0.0
     else:
+        miss(state, step)
         progress.skips_in_a_row += 1
         progress.skips += 1
     progress.log.append(StepRecord(step, bool(state.computed), progress.differences, seconds))

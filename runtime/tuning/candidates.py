@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, product
 
 from vitrify.engine.artifact.presets import Calibration
 from vitrify.engine.cache_policy import Cache, Decision, FirstBlock, Guards, Hold, Interval, Magnitude, Mask, Predictor, Taylor
@@ -11,17 +11,18 @@ from vitrify.runtime.tuning.cost import computed_steps
 
 __all__ = ["growing_mask", "known_beforehand", "measured", "without_a_step"]
 
+_CORRECTED = Taylor(1, "output", corrected=True)
 _PREDICTORS: tuple[Predictor, ...] = (
+    _CORRECTED,
     Taylor(1, "output"),
-    Taylor(1, "output", "sigma"),
     Taylor(2, "output"),
     Taylor(1, "residual"),
     Hold("residual"),
 )
-_PROBED_PREDICTORS: tuple[Predictor, ...] = (Hold("residual"), Taylor(1, "residual"), Taylor(1, "output"))
+_PROBED_PREDICTORS: tuple[Predictor, ...] = (_CORRECTED, Taylor(1, "output"), Taylor(1, "residual"), Hold("residual"))
 _INTERVALS = (2, 3, 4, 5)
 _WARMUPS = (1, 3, 5)
-_MASK_PREDICTORS = _PREDICTORS[:2] + _PREDICTORS[3:4]
+_MASK_PREDICTORS: tuple[Predictor, ...] = (Taylor(1, "output"), Taylor(1, "residual"))
 _GROWTHS = (1.2, 1.4)
 _SHARES = (0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8)
 _MASK_WARMUPS = (3, 5)
@@ -30,19 +31,21 @@ _GUARDS = (Guards(warmup_steps=4, max_consecutive_skips=3), Guards(warmup_steps=
 _DRIFTS = (0.24, 0.12, 0.06, 0.03)
 
 
-def growing_mask(steps: int, computed: int, warmup: int, growth: float) -> Mask:
+def growing_mask(steps: int, computed: int, warmup: int, growth: float, last: int | None = None) -> Mask:
     """The first `warmup` steps, then gaps that grow: the i-th further step lies at a share (i / n) ** growth of what is left.
 
-    computed: steps in all, at most `steps`. growth: 1 gives even gaps.
+    computed: steps in all, at most `steps`. growth: 1 gives even gaps. last: the last of them; None: one gap before the end.
     """
     first = min(warmup, computed, steps)
     left = computed - first
+    end, parts = (steps, left + 1) if last is None else (last, left)
     places = [first - 1]
     for i in range(1, left + 1):
-        place = first - 1 + round((steps - first + 1) * (i / (left + 1)) ** growth)
-        places.append(min(max(place, places[-1] + 1), steps - 1 - (left - i)))  # room for those that follow
-    gaps = sorted(after - before for before, after in pairwise([*places, steps]))  # rounding may have swapped neighbours
-    chosen = {*range(first), *accumulate(gaps[:-1], initial=first - 1)}
+        place = first - 1 + round((end - first + 1) * (i / parts) ** growth)
+        places.append(min(max(place, places[-1] + 1), min(end, steps - 1) - (left - i)))  # room for those that follow
+    stops = [*places, steps] if last is None else places
+    gaps = sorted(after - before for before, after in pairwise(stops))  # rounding may have swapped neighbours
+    chosen = {*range(first), *accumulate(gaps[:left], initial=first - 1)}
     return Mask(tuple(step in chosen for step in range(steps)))
 
 
@@ -52,22 +55,25 @@ def known_beforehand(steps: int, calibration: Calibration | None) -> list[tuple[
     calibration: brings in MagCache.
     """
     found: dict[tuple[tuple[int, ...], Predictor], Cache] = {}
-    for decision in _static_decisions(steps, calibration):
-        for predictor in _MASK_PREDICTORS if isinstance(decision, Mask) else _PREDICTORS:
-            cache = Cache(decision, predictor)
-            computed = computed_steps(cache, steps)
-            if computed is not None and len(computed) < steps:
-                found.setdefault((computed, predictor), cache)
+    for cache in _static(steps, calibration):
+        computed = computed_steps(cache, steps)
+        if computed is not None and cache.predictor is not None and len(computed) < steps:
+            found.setdefault((computed, cache.predictor), cache)
     return [(cache, computed) for (computed, _), cache in found.items()]
 
 
-def _static_decisions(steps: int, calibration: Calibration | None) -> Iterator[Decision]:
-    for warmup in _WARMUPS:
-        yield from (Interval(interval, warmup) for interval in _INTERVALS if warmup < steps)
-    for computed in sorted({max(2, round(share * steps)) for share in _SHARES}):
-        yield from (growing_mask(steps, computed, w, g) for w in _MASK_WARMUPS for g in _GROWTHS if w < computed <= steps)
+def _static(steps: int, calibration: Calibration | None) -> Iterator[Cache]:
+    decisions: list[Decision] = [Interval(interval, warmup) for warmup in _WARMUPS for interval in _INTERVALS if warmup < steps]
     if calibration is not None:
-        yield from (Magnitude(calibration.ratios, drift, skips) for drift in _DRIFTS for skips in (2, 3, 5))
+        decisions += [Magnitude(calibration.ratios, drift, skips) for drift in _DRIFTS for skips in (2, 3, 5)]
+    yield from (Cache(decision, predictor) for decision in decisions for predictor in _PREDICTORS)
+    for computed in sorted({max(2, round(share * steps)) for share in _SHARES}):
+        for warmup, growth in product(_MASK_WARMUPS, _GROWTHS):
+            if warmup < computed <= steps:
+                mask = growing_mask(steps, computed, warmup, growth)
+                yield from (Cache(mask, predictor) for predictor in _MASK_PREDICTORS)
+            if warmup < computed < steps - 1:  # what follows the last computed step is never corrected: a single step then
+                yield Cache(growing_mask(steps, computed, warmup, growth, steps - 2), _CORRECTED)
 
 
 def measured() -> list[Cache]:

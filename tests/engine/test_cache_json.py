@@ -17,6 +17,7 @@ CACHES = [
     Cache(FirstBlock(0.08), Taylor(1, "residual")),
     Cache(Interval(3, 4), Hold("output")),
     Cache(Mask((True, False, True)), Taylor(2, "output", "sigma")),
+    Cache(Interval(3, 4), Taylor(1, "output", corrected=True)),
     Cache(Mask(preset="fast"), Hold()),
     Cache(Magnitude((1.0, 0.9, 1.25), 0.12, 4, 0.1)),
 ]

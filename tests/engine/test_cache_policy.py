@@ -35,6 +35,9 @@ BAD_OPTIONS: list[tuple[Any, dict[str, Any], str]] = [
     (Taylor, {"order": 3}, "Taylor.order=3: expected 1 or 2"),
     (Taylor, {"of": "noise"}, "Taylor.of='noise'"),
     (Taylor, {"along": "time"}, "Taylor.along='time': expected step or sigma"),
+    (Taylor, {"of": "output", "corrected": 1}, "Taylor.corrected=1: expected True or False"),
+    (Taylor, {"corrected": True}, "Taylor.corrected: only a predicted output can be corrected, got of=None; use of='output'"),
+    (Taylor, {"of": "residual", "corrected": True}, "got of='residual'"),
     (Guards, {"warmup_steps": 0}, "Guards.warmup_steps=0: expected a whole number of at least 1"),
     (Guards, {"max_skips": "many"}, "Guards.max_skips='many'"),
     (Cache, {"decision": "first-block"}, "Cache.decision='first-block': expected Always or FirstBlock"),
@@ -46,6 +49,7 @@ BAD_OPTIONS: list[tuple[Any, dict[str, Any], str]] = [
     (Cache, {"decision": FirstBlock(), "guards": Guards(max_skips=1), "compat": "max"}, "set no more than that"),
     (Cache, {"decision": FirstBlock(), "predictor": Hold("residual"), "compat": "max"}, "set no more than that"),
     (Cache, {"decision": Interval(), "predictor": Taylor(1), "compat": "max"}, "set no more than that"),
+    (Cache, {"decision": Interval(), "predictor": Taylor(1, "output", corrected=True), "compat": "max"}, "set no more than that"),
     (Cache, {"decision": Mask(preset="fast"), "compat": "max"}, "set no more than that"),
 ]
 
@@ -106,6 +110,8 @@ def test_a_policy_says_what_it_is() -> None:
         "Magnitude(ratios=2 values, threshold=0.06, max_consecutive_skips=3, retention_ratio=0.2) + "
         "Taylor(order=2, of=output, along=sigma) + Guards(warmup_steps=2, max_skips=7)"
     )
+    corrected = Cache(Interval(3, 3), Taylor(1, "output", corrected=True))
+    assert str(corrected) == "Interval(interval=3, warmup_steps=3) + Taylor(order=1, of=output, along=step, corrected=True)"
     assert str(Cache(FirstBlock(), compat="max")) == "FirstBlock() + Hold() (compat max)"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from vitrify.engine.specs import TensorSpec
 from vitrify.kernels import registry
 from vitrify.kernels.op import DOMAIN
 
-__all__ = ["OPSET", "one_op_model", "session"]
+__all__ = ["OPSET", "mark", "one_op_model", "session"]
 
 OPSET = 23
 
@@ -51,12 +52,12 @@ def one_op_model(
     functions = []
     if with_body:
         body = registry.function(name, OPSET)
-        functions.append(_mark(body) if marked else body)
+        functions.append(mark(body) if marked else body)
     # IR version 10: the newest that every runtime under test reads.
     return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=10)
 
 
-def session(model: bytes, *, library: bool) -> onnxruntime.InferenceSession:
+def session(model: bytes | Path, *, library: bool) -> onnxruntime.InferenceSession:
     """A session on the process's one thread pool: once that is made, ONNX Runtime refuses sessions with a pool of their own."""
     OrtCpuBackend(kernels="portable")
     options = onnxruntime.SessionOptions()
@@ -64,7 +65,8 @@ def session(model: bytes, *, library: bool) -> onnxruntime.InferenceSession:
     options.log_severity_level = 4  # The errors provoked here would be logged as well as raised.
     if library:
         options.register_custom_ops_library(str(native_library.path()))
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    given = str(model) if isinstance(model, Path) else model
+    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
 
 
 def _value(tensor: TensorSpec, dtype: DType) -> onnx.ValueInfoProto:
@@ -76,7 +78,8 @@ def _initializer(name: str, array: np.ndarray) -> onnx.TensorProto:
     return helper.make_tensor(name, dtype.onnx, array.shape, array.tobytes(), raw=True)
 
 
-def _mark(body: onnx.FunctionProto) -> onnx.FunctionProto:
+def mark(body: onnx.FunctionProto) -> onnx.FunctionProto:
+    """The body, which now adds 1000 to its first output."""
     first = body.output[0]
     for node in body.node:
         for names in (node.input, node.output):

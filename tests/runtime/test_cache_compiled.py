@@ -29,6 +29,7 @@ PREDICTORS = [
     Taylor(2, "residual"),
     Taylor(1, "output"),
     Taylor(2, "output", "sigma"),
+    Taylor(1, "output", corrected=True),
 ]
 
 
@@ -144,6 +145,7 @@ MEMORY: list[tuple[Cache | None, int]] = [
     (Cache(MASK), 1),
     (Cache(MASK, Hold("output")), 1),
     (Cache(MASK, Taylor(1, "output")), 3),
+    (Cache(MASK, Taylor(1, "output", corrected=True)), 4),
     (Cache(MASK, Taylor(2, "residual")), 4),
 ]
 
@@ -265,6 +267,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (3, {}, "cache=3: expected a name or a Cache"),
     (FirstBlock(), {}, "expected a name or a Cache"),
     (Cache(Interval(2, 2), Taylor(1, along="sigma")), {"sigmas": [1.0] * STEPS}, "needs sigmas that fall from step to step"),
+    (Cache(MASK, Taylor(1, "output", corrected=True)), {"sigmas": [1.0] * STEPS}, "use corrected=False"),
 ]
 
 

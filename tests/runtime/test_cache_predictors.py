@@ -11,9 +11,11 @@ from vitrify.engine.cache_policy import Cache, Guards, Hold, Interval, Mask, Tay
 from vitrify.engine.errors import SpecError
 from vitrify.runtime.caching.decisions import check_policy, decide, difference_of_batch, differences, resample
 from vitrify.runtime.caching.predictors import landing, predict, record
-from vitrify.runtime.caching.state import DenoisingCacheState, allocate
+from vitrify.runtime.caching.state import DenoisingCacheState, allocate, lane_state
+from vitrify.runtime.caching.step import denoising_step
 
 SHAPE = (2, 3, 4)
+CORRECTED = Taylor(1, "output", corrected=True)
 
 
 def state_of(cache: Cache) -> DenoisingCacheState:
@@ -83,6 +85,63 @@ def test_along_sigma() -> None:
         np.testing.assert_allclose(prediction(state, sigma), line(sigma), rtol=1e-5, atol=1e-5)
 
 
+class Given:
+    """A pipeline whose computed steps give `values` as they are."""
+
+    cache = None
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+    def run_transformer(self, cache_state: DenoisingCacheState, **kwargs: Any) -> tuple[Any, ...]:
+        del kwargs
+        return (self.values[cache_state.progress.step],)
+
+    def run_skipped(self, cache_state: DenoisingCacheState, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
+def interpolated(at: float, positions: Any, values: Any) -> Any:
+    """Lagrange's form, float64."""
+    weights = [np.prod([(at - other) / (p - other) for other in positions if other != p]) for p in positions]
+    return sum(w * np.asarray(v, np.float64) for w, v in zip(weights, values, strict=True))
+
+
+@pytest.mark.parametrize("along", ["step", "sigma"])
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_corrected_prediction(order: int, along: Any) -> None:
+    """At a computed step the latents lie where its own value and the order + 1 before it, interpolated, would have led."""
+    computed = [0, 3, 4, 6, 9, 10, 13]
+    steps = 15
+    sigmas = [*(np.linspace(1, 0.15, steps) ** 1.5).tolist(), 0.0]
+    widths = np.diff(sigmas)
+    place = sigmas if along == "sigma" else list(range(steps))
+    values = np.random.default_rng(7).standard_normal((steps, *SHAPE)).astype(np.float32)
+    mask = Mask(tuple(s in computed for s in range(steps)))
+    cache = Cache(mask, Taylor(order, "output", along, corrected=True))
+    state = lane_state(cache, values[0], values[0], steps, sigmas, 0.0)
+    buffers = {id(array) for array in state.buffers}
+    moved, ideal = np.zeros(SHAPE), np.zeros(SHAPE)
+    pending: list[int] = []
+    for step in range(steps):
+        noise_pred = denoising_step(Given(values), step, state, {})
+        moved += widths[step] * noise_pred
+        before = [s for s in computed if s < step][-(order + 1) :]
+        if step not in computed:
+            pending.append(step)
+            predicted = interpolated(place[step], [place[s] for s in before], values[before])
+            np.testing.assert_allclose(noise_pred, predicted, rtol=1e-4, atol=1e-4)
+            continue
+        nodes = [*before, step]
+        for skipped in pending:
+            ideal += widths[skipped] * interpolated(place[skipped], [place[s] for s in nodes], values[nodes])
+        ideal += widths[step] * values[step]
+        np.testing.assert_allclose(moved, ideal, rtol=1e-4, atol=1e-4)
+        assert np.array_equal(noise_pred, values[step]) == (not pending)
+        pending = []
+    assert {id(array) for array in state.buffers} == buffers
+
+
 def test_predictions_are_read_only_and_buffers_stay() -> None:
     for predictor in (Hold("output"), Taylor(1, "output"), Taylor(2, "output")):
         state = state_of(Cache(Interval(), predictor))
@@ -94,7 +153,9 @@ def test_predictions_are_read_only_and_buffers_stay() -> None:
         assert {id(array) for array in state.buffers} == buffers
 
 
-@pytest.mark.parametrize(("predictor", "values"), [(Hold("output"), 1), (Taylor(1, "output"), 3), (Taylor(2, "output"), 4)])
+@pytest.mark.parametrize(
+    ("predictor", "values"), [(Hold("output"), 1), (Taylor(1, "output"), 3), (Taylor(2, "output"), 4), (CORRECTED, 4)]
+)
 def test_memory(predictor: Any, values: int) -> None:
     state = state_of(Cache(Interval(), predictor))
     assert state.allocated_bytes == values * np.prod(SHAPE) * 4
@@ -146,6 +207,14 @@ def test_what_a_policy_needs_of_a_request() -> None:
     with pytest.raises(SpecError, match="needs sigmas that fall"):
         check_policy(along, 3, [1.0, 0.5, 0.5, 0.0])
     check_policy(along, 3, [1.0, 0.5, 0.2, 0.2])
+    corrected = Cache(Interval(), Taylor(1, "output", corrected=True))
+    with pytest.raises(SpecError, match=r"set cache_state\.num_inference_steps"):
+        check_policy(corrected, None, [1.0, 0.5, 0.2])
+    with pytest.raises(SpecError, match="needs the sigmas of 3 steps and of the last one's end, 4, got 3"):
+        check_policy(corrected, 3, [1.0, 0.5, 0.2])
+    with pytest.raises(SpecError, match=r"needs sigmas that fall .*; use corrected=False"):
+        check_policy(corrected, 3, [1.0, 0.5, 0.2, 0.2])
+    check_policy(corrected, 3, [1.0, 0.5, 0.2, 0.0])
 
 
 def test_without_a_policy_every_step_is_computed() -> None:

@@ -69,7 +69,9 @@ def test_a_measured_decision_wins_where_it_is_cheaper(toy: Toy, monkeypatch: pyt
     for cache in measured():
         quality, computed = quality_of(toy, cache)
         if quality.low("ssim") >= 0.9 and computed < STEPS:
-            costs.append(computed * 10 + (STEPS - computed) * (1.5 if cache.predictor == Taylor(1, "output") else 2.0))
+            costs.append(
+                computed * 10 + (STEPS - computed) * (1.5 if cache.predictor and cache.predictor.of == "output" else 2.0)
+            )
     assert found is not None
     assert found.cost == pytest.approx(min(costs))
 
@@ -127,6 +129,10 @@ def test_growing_masks() -> None:
                 at = np.flatnonzero(mask)
                 assert (len(mask), len(at)) == (steps, computed)
                 assert at[: min(warmup, computed)].tolist() == list(range(min(warmup, computed)))
+                if warmup < computed < steps - 1:
+                    ended = np.flatnonzero(growing_mask(steps, computed, warmup, growth, steps - 2).steps or ())
+                    assert (len(ended), ended[-1]) == (computed, steps - 2)
+                    assert np.diff(ended)[warmup - 1 :].tolist() == sorted(np.diff(ended)[warmup - 1 :].tolist())
     gaps = np.diff(np.flatnonzero(growing_mask(28, 11, 3, 1.3).steps or ()))
     assert gaps[2:].tolist() == sorted(gaps[2:].tolist())
     assert gaps[-1] > gaps[2]
