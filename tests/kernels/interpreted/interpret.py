@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 
+import pytest
 import torch
 
 from tests.kernels.gpu_reference import TORCH, check, inputs, outputs, tensor_dtypes
@@ -15,9 +16,17 @@ from vitrify.kernels.aot.programs import programs
 from vitrify.kernels.aot.resolve import dimensions, grid, resolve, scratch_elements
 from vitrify.kernels.aot.tiles import Tile, tile
 
-__all__ = ["interpret", "run_and_check"]
+__all__ = ["DTYPES", "interpret", "run_and_check", "slow"]
 
 Tensors = Mapping[str, torch.Tensor]
+
+
+def slow(*values: object) -> object:
+    """A row of parameters for the slow run alone."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+DTYPES = (DType.BFLOAT16, slow(DType.FLOAT16), slow(DType.FLOAT32))
 
 
 def run_and_check(
