@@ -41,5 +41,7 @@ def kernels() -> dict[str, Kernel]:
 
 def variants() -> tuple[Variant, ...]:
     """Everything that is compiled, by name."""
-    found = [Variant(k, dtype, c) for k in kernels().values() for dtype in k.dtypes for c in k.variants]
+    found = [
+        Variant(k, dtype, c) for k in kernels().values() for dtype in k.dtypes for c in k.variants if (dtype, c) not in k.unbuilt
+    ]
     return tuple(sorted(found, key=lambda variant: variant.name))

@@ -76,3 +76,5 @@ VITRIFY_EXPORT int vitrify_gpu_scratch(const void* kernels, const VitrifyGpuCall
 // 0, or -1 on failure: then nothing was launched, unless a launch itself failed.
 VITRIFY_EXPORT int vitrify_gpu_run(void* kernels, const VitrifyGpuCall* call, void* stream);
 VITRIFY_EXPORT void vitrify_gpu_close(void* kernels);
+// Why the ops do not run on a GPU through ONNX Runtime: no driver, no build, a damaged one. Empty where they do.
+VITRIFY_EXPORT const char* vitrify_gpu_status();

@@ -1,5 +1,6 @@
 #include "native/cubin.h"
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -86,6 +87,60 @@ std::vector<std::pair<const char*, size_t>> GpuKernels::scratch(const GpuCall& c
   return bytes;
 }
 
+DType GpuTypes::of(const std::string& op, const std::string& tensor) const {
+  const auto found = tensors.find(tensor);
+  if (found == tensors.end()) throw ManifestError(op + ": no kernel takes " + tensor + "; run: vitrify kernels build");
+  for (const DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
+    if (found->second == dtype_name(dtype)) return dtype;
+  }
+  throw ManifestError(op + ": " + tensor + " is of dtype '" + found->second +
+                      "', expected float32, float16 or bfloat16");
+}
+
+std::vector<GpuTypes> GpuKernels::types(const std::string& op, int64_t version) const {
+  std::vector<GpuTypes> found;
+  const auto program = manifest_.programs.find(op);
+  if (program == manifest_.programs.end() || program->second.version != version) return found;
+  for (const char* activation : {"float16", "bfloat16", "float32"}) {
+    GpuTypes types = {activation, {}};
+    bool whole = true;
+    for (const GpuLaunch& launch : program->second.launches) {
+      const std::vector<GpuVariant>& variants = launch.kernel->variants;
+      whole = whole && (!launch.kernel->follows_activations() ||
+                        std::any_of(variants.begin(), variants.end(),
+                                    [&](const GpuVariant& variant) { return variant.dtype == activation; }));
+      for (const GpuArgument& argument : launch.kernel->arguments) {
+        if (!argument.pointer) continue;
+        types.tensors[launch.given(argument.name)] = argument.dtype == "activation" ? activation : argument.dtype;
+      }
+    }
+    if (whole) found.push_back(std::move(types));
+  }
+  return found;
+}
+
+void GpuKernels::run_with_scratch(GpuCall call, cuda::Stream* stream) {
+  const cuda::Driver& driver = cuda::driver();
+  struct Held {
+    const cuda::Driver& driver;
+    cuda::Stream* stream;
+    std::vector<uintptr_t> addresses;
+    ~Held() {
+      for (const uintptr_t address : addresses)
+        driver.free(address, stream);
+    }
+  } held = {driver, stream, {}};
+  for (const auto& [name, bytes] : scratch(call)) {
+    uintptr_t address = 0;
+    if (bytes != 0) {
+      driver.check(driver.allocate(&address, bytes, stream), "cuMemAllocAsync");
+      held.addresses.push_back(address);
+    }
+    call.tensors[name] = reinterpret_cast<const void*>(address);
+  }
+  run(call, stream);
+}
+
 void GpuKernels::run(const GpuCall& call, cuda::Stream* stream) {
   std::vector<Prepared> prepared;
   for (const GpuLaunch& launch : program(call).launches)
@@ -105,10 +160,6 @@ void GpuKernels::run(const GpuCall& call, cuda::Stream* stream) {
 GpuKernels::Prepared GpuKernels::prepare(const GpuCall& call, const GpuLaunch& launch) {
   const GpuKernel& kernel = *launch.kernel;
   const std::string where = call.op + ", kernel " + kernel.name;
-  const auto text = [&launch](const std::string& name) -> const std::string& {
-    const auto found = launch.arguments.find(name);
-    return found == launch.arguments.end() ? name : found->second;
-  };
   const GpuVariant& variant = pick(where, launch, call);
   Prepared made;
   made.loaded = load(kernel, variant);
@@ -122,9 +173,9 @@ GpuKernels::Prepared GpuKernels::prepare(const GpuCall& call, const GpuLaunch& l
     const GpuArgument& argument = kernel.arguments[i];
     unsigned char* const to = made.parameters.data() + image.parameters[i].offset;
     if (argument.pointer) {
-      const auto tensor = call.tensors.find(text(argument.name));
+      const auto tensor = call.tensors.find(launch.given(argument.name));
       if (tensor == call.tensors.end()) {
-        throw ManifestError(where + ": " + argument.name + " is given '" + text(argument.name) +
+        throw ManifestError(where + ": " + argument.name + " is given '" + launch.given(argument.name) +
                             "', no tensor of the op");
       }
       const auto address = reinterpret_cast<uintptr_t>(tensor->second);
@@ -135,7 +186,7 @@ GpuKernels::Prepared GpuKernels::prepare(const GpuCall& call, const GpuLaunch& l
       std::memcpy(to, &address, 8);
       continue;
     }
-    const int64_t value = evaluated(where, text(argument.name), call.numbers);
+    const int64_t value = evaluated(where, launch.given(argument.name), call.numbers);
     if (value % argument.divisible_by != 0) {
       throw NoKernel(where + ": " + argument.name + " is " + std::to_string(value) +
                      ", its kernel takes multiples of " + std::to_string(argument.divisible_by));
@@ -148,7 +199,7 @@ GpuKernels::Prepared GpuKernels::prepare(const GpuCall& call, const GpuLaunch& l
     known[argument.name] = value;
   }
   for (const std::string& name : kernel.sizes)
-    known[name] = evaluated(where, text(name), call.numbers);
+    known[name] = evaluated(where, launch.given(name), call.numbers);
   for (size_t axis = 0; axis < 3; ++axis) {
     const int64_t blocks = axis < kernel.grid.size() ? evaluated(where, kernel.grid[axis], known) : 1;
     if (blocks < 0 || blocks > (axis == 0 ? std::numeric_limits<int32_t>::max() : 65535)) {

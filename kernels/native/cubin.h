@@ -10,6 +10,7 @@
 
 #include "native/cuda.h"
 #include "native/gpu_manifest.h"
+#include "native/operator.h"
 
 namespace vitrify {
 
@@ -21,6 +22,15 @@ struct GpuCall {
   Numbers numbers;
   std::map<std::string, double> reals;         // Float attributes, as float32 holds them.
   std::map<std::string, const void*> tensors;  // Inputs, outputs and scratch, in GPU memory.
+};
+
+// The dtypes that an op's tensors have on a GPU, with activations of one dtype.
+struct GpuTypes {
+  std::string activation;
+  std::map<std::string, std::string> tensors;  // Inputs, outputs and scratch.
+
+  // Throws ManifestError for a tensor that no kernel takes.
+  DType of(const std::string& op, const std::string& tensor) const;
 };
 
 // What a call wants that these kernels do not have: a caller may compute it in another way.
@@ -38,9 +48,15 @@ class GpuKernels {
   // The buffers that a call needs between its launches, with their sizes in bytes. Throws NoKernel, ManifestError.
   std::vector<std::pair<const char*, size_t>> scratch(const GpuCall& call) const;
 
+  // One for each dtype of activations that an op has kernels for; none for an op that has no program of this version.
+  std::vector<GpuTypes> types(const std::string& op, int64_t version) const;
+
   // Launches in the calling thread's current CUDA context; returns before the GPU is done. Nothing is launched unless
   // every launch of the call can be. Throws NoKernel, ManifestError, CudaError.
   void run(const GpuCall& call, cuda::Stream* stream);
+
+  // The same with scratch memory of its own, from the driver's pool, in the stream's order.
+  void run_with_scratch(GpuCall call, cuda::Stream* stream);
 
  private:
   struct Loaded {

@@ -33,6 +33,8 @@ Driver load() {
   find(library, "cuModuleGetFunction", made.get_function);
   find(library, "cuFuncSetAttribute", made.set_function_attribute);
   find(library, "cuFuncGetParamInfo", made.parameter_info);
+  find(library, "cuMemAllocAsync", made.allocate);
+  find(library, "cuMemFreeAsync", made.free);
   find(library, "cuLaunchKernel", made.launch);
   made.check(made.init(0), "cuInit");
   return made;

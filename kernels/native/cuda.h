@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -43,6 +44,8 @@ struct Driver {
   Result (*get_function)(Function** function, Module* module, const char* name);
   Result (*set_function_attribute)(Function* function, int attribute, int value);
   Result (*parameter_info)(Function* function, size_t index, size_t* offset, size_t* size);
+  Result (*allocate)(uintptr_t* address, size_t bytes, Stream* stream);  // In the stream's order, as is free.
+  Result (*free)(uintptr_t address, Stream* stream);
   Result (*launch)(Function* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                    unsigned block_y, unsigned block_z, unsigned shared_bytes, Stream* stream, void** parameters,
                    void** extra);

@@ -136,6 +136,11 @@ bool GpuKernel::follows_activations() const {
   return false;
 }
 
+const std::string& GpuLaunch::given(const std::string& name) const {
+  const auto found = arguments.find(name);
+  return found == arguments.end() ? name : found->second;
+}
+
 std::string read_file(const std::string& path) {
   std::ifstream stream(path, std::ios::binary);
   std::string text((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());

@@ -63,6 +63,9 @@ struct GpuLaunch {
   const GpuKernel* kernel;
   std::map<std::string, std::string> arguments;
   std::map<std::string, std::string> constants;
+
+  // What an argument or size of the kernel is given: a tensor's name or an expression.
+  const std::string& given(const std::string& name) const;
 };
 
 struct GpuScratch {

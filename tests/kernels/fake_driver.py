@@ -20,10 +20,22 @@ from vitrify.kernels import registry
 from vitrify.kernels.aot.description import HIDDEN_ARGUMENTS, Integer, Variant
 from vitrify.kernels.aot.manifest import describe
 from vitrify.kernels.aot.programs import programs
-from vitrify.kernels.aot.resolve import ResolvedLaunch, resolve
+from vitrify.kernels.aot.resolve import ResolvedLaunch, grid, resolve
 from vitrify.kernels.aot.tiles import tile
 
-__all__ = ["STREAM", "call_of", "compile_fake", "image_of", "launches", "run", "structure_of", "write_manifest"]
+__all__ = [
+    "STREAM",
+    "call_of",
+    "compile_fake",
+    "expected",
+    "image_of",
+    "launches",
+    "run",
+    "structure_of",
+    "surroundings",
+    "tables",
+    "write_manifest",
+]
 
 STREAM = 0x5EED0
 
@@ -130,25 +142,12 @@ def run(
     """What the library answers to each call, and what the driver was asked."""
     log = tmp_path / "log"
     log.write_text("")
-    if "FAKE_CUDA_PARAMETERS" not in environment:
-        rows: dict[str, str] = {}
-        for call in calls:
-            for launch in launches(call) if call["op"] in programs() else ():
-                image = image_of(launch.variant, "sm_80")
-                rows[launch.variant.name] = " ".join(f"{offset}:{size}" for offset, size in image.parameters)
-        (tmp_path / "parameters").write_text("".join(f"{name} {row}\n" for name, row in rows.items()))
-    defaults = {
-        "FAKE_CUDA_LOG": str(log),
-        "FAKE_CUDA_CAPABILITY": "8.0",
-        "FAKE_CUDA_SHARED": str(163 * 1024),
-        "FAKE_CUDA_PARAMETERS": str(tmp_path / "parameters"),
-        "LD_LIBRARY_PATH": str(fake),
-    }
+    (tmp_path / "parameters").write_text(tables(calls))
     work = {"library": str(library or native_library.path()), "folder": str(folder), "calls": calls, "stream": STREAM}
     done = subprocess.run(
         [sys.executable, "-S", "-c", PROGRAM],
         input=json.dumps(work),
-        env={**os.environ, **defaults, **environment},
+        env={**os.environ, **surroundings(fake, log, tmp_path / "parameters"), **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -157,7 +156,48 @@ def run(
     return json.loads(done.stdout), [json.loads(line) for line in log.read_text().splitlines()]
 
 
+def surroundings(fake: Path, log: Path, parameters: Path) -> dict[str, str]:
+    """The environment in which libcuda.so.1 is the recording one, an sm_80."""
+    return {
+        "FAKE_CUDA_LOG": str(log),
+        "FAKE_CUDA_CAPABILITY": "8.0",
+        "FAKE_CUDA_SHARED": str(163 * 1024),
+        "FAKE_CUDA_PARAMETERS": str(parameters),
+        "LD_LIBRARY_PATH": str(fake),
+    }
+
+
+def tables(calls: list[dict[str, Any]]) -> str:
+    """What the images of these calls take, as the recording libcuda reads it."""
+    rows: dict[str, str] = {}
+    for call in calls:
+        for launch in launches(call) if call["op"] in programs() else ():
+            image = image_of(launch.variant, "sm_80")
+            rows[launch.variant.name] = " ".join(f"{offset}:{size}" for offset, size in image.parameters)
+    return "".join(f"{name} {row}\n" for name, row in rows.items())
+
+
 def launches(call: Mapping[str, Any]) -> tuple[ResolvedLaunch, ...]:
     """What the manifest's Python reader makes of a call."""
     case = CASES[call["op"]]
     return resolve(programs()[call["op"]], DType(call["activation"]), case.dims, case.attributes)
+
+
+def expected(call: Mapping[str, Any], arch_name: str = "sm_80") -> list[dict[str, Any]]:
+    """The launches that the driver must be asked for, parameters packed by ctypes."""
+    found = []
+    for launch in launches(call):
+        values = [call["tensors"][a] if isinstance(a, str) else a for a in launch.arguments]
+        sizes = tile(launch.variant, arch_name)
+        found.append(
+            {
+                "call": "launch",
+                "entry": launch.variant.kernel.function.split(":")[1],
+                "grid": list(grid(launch, sizes.sizes)),
+                "block": [32 * sizes.num_warps, 1, 1],
+                "shared": 512,
+                "stream": STREAM,
+                "parameters": bytes(structure_of(launch.variant)(*values)).hex(),
+            }
+        )
+    return found

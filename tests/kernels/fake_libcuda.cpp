@@ -104,6 +104,21 @@ API int cuFuncGetParamInfo(void* function, size_t index, size_t* offset, size_t*
   return 0;
 }
 
+API int cuMemAllocAsync(unsigned long long* address, size_t bytes, void* stream) {
+  static unsigned long long next = 0x5C0000000000;
+  *address = next;
+  next += 1 << 20;
+  log("{\"call\":\"allocate\",\"bytes\":" + std::to_string(bytes) +
+      ",\"stream\":" + std::to_string(reinterpret_cast<size_t>(stream)) + "}");
+  return result("cuMemAllocAsync");
+}
+
+API int cuMemFreeAsync(unsigned long long address, void* stream) {
+  log("{\"call\":\"free\",\"address\":" + std::to_string(address) +
+      ",\"stream\":" + std::to_string(reinterpret_cast<size_t>(stream)) + "}");
+  return result("cuMemFreeAsync");
+}
+
 API int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                        unsigned shared, void* stream, void** parameters, void** extra) {
   if (const int failed = result("cuLaunchKernel")) return failed;

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.kernels.fake_driver import STREAM, call_of, compile_fake, image_of, launches, run, structure_of, write_manifest
+from tests.kernels.fake_driver import call_of, compile_fake, expected, image_of, launches, run, write_manifest
 from tests.kernels.gpu_cases import CASES
 from tests.kernels.gpu_reference import tensor_dtypes
 from vitrify.engine import cubins
@@ -21,7 +21,7 @@ from vitrify.kernels.aot import cubin
 from vitrify.kernels.aot.compile import compile_variant
 from vitrify.kernels.aot.manifest import describe
 from vitrify.kernels.aot.programs import programs, variants
-from vitrify.kernels.aot.resolve import grid, scratch_elements
+from vitrify.kernels.aot.resolve import scratch_elements
 from vitrify.kernels.aot.targets import arch
 from vitrify.kernels.aot.tiles import tile
 
@@ -38,26 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("cubins")
     write_manifest(where, variants())
     return where
-
-
-def expected(call: Mapping[str, Any], arch_name: str = "sm_80") -> list[dict[str, Any]]:
-    """The launches that the driver must be asked for, parameters packed by ctypes."""
-    found = []
-    for launch in launches(call):
-        values = [call["tensors"][a] if isinstance(a, str) else a for a in launch.arguments]
-        sizes = tile(launch.variant, arch_name)
-        found.append(
-            {
-                "call": "launch",
-                "entry": launch.variant.kernel.function.split(":")[1],
-                "grid": list(grid(launch, sizes.sizes)),
-                "block": [32 * sizes.num_warps, 1, 1],
-                "shared": 512,
-                "stream": STREAM,
-                "parameters": bytes(structure_of(launch.variant)(*values)).hex(),
-            }
-        )
-    return found
 
 
 def test_every_op_has_gpu_kernels_and_a_case() -> None:
