@@ -18,7 +18,8 @@ from vitrify.engine.cache_policy import (
     Predictor,
     Taylor,
 )
-from vitrify.runtime.tuning.candidates import growing_mask
+from vitrify.engine.growing_mask import growing_mask
+from vitrify.runtime.caching.presets import PRESETS
 
 __all__ = ["CAREFUL", "FAST", "Setting", "plain_steps", "settings"]
 
@@ -51,13 +52,7 @@ _SEARCHED_MASKS = {
 """Of 28 steps, searched one step at a time on the names that do not judge, with the corrected predictor."""
 
 
-def _growing(steps: int, computed: int) -> Mask:
-    warmup, growth = (3, 1.2) if computed < 0.45 * steps else (5, 1.3)
-    return growing_mask(steps, computed, warmup, growth, steps - 2)
-
-
-FAST = Cache(_growing(28, 11), _CORRECTED)
-CAREFUL = Cache(_growing(28, 15), _CORRECTED)
+FAST, CAREFUL = (PRESETS[name]() for name in ("fast", "careful"))
 
 
 @dataclass(frozen=True)
@@ -93,9 +88,9 @@ def settings(table: Calibration) -> list[Setting]:
         some = _BOTH[:1] if computed == 10 else (*_BOTH, "Taylor 1 of the residual", "hold the residual")
         add("searched mask", f"searched mask of {computed}", mask, some if computed == 11 else some[:2])
     for computed in (8, 9, 10, 11, 13, 15, 18):
-        add("growing mask", f"growing mask of {computed}", _growing(28, computed), ("corrected",))
+        add("growing mask", f"growing mask of {computed}", Mask(share=computed / 28), ("corrected",))
     for computed, warmup in ((14, 5), (18, 8)):
-        add("growing mask", f"growing mask of {computed}", growing_mask(28, computed, warmup, 1.2), ("Taylor 1",))
+        add("growing mask", f"growing mask of {computed}", Mask(growing_mask(28, computed, warmup, 1.2)), ("Taylor 1",))
     add("interval", "interval 3 after 3", Interval(3, 3), tuple(_PREDICTORS))
     add("interval", "interval 2 after 3", Interval(2, 3), (*_BOTH, "hold the residual"))
     add("interval", "interval 4 after 4", Interval(4, 4))
@@ -109,10 +104,11 @@ def settings(table: Calibration) -> list[Setting]:
     for threshold in (0.06, 0.12, 0.24):
         with_taylor = _BOTH[:1] if threshold == 0.06 else _BOTH
         add("MagCache", f"MagCache {threshold}", Magnitude(table.ratios, threshold), ("hold the residual", *with_taylor))
-    for steps, few, more in ((20, 8, 11), (50, 18, 26)):
-        for computed in (few, more):
-            add("growing mask", f"growing mask of {computed}", _growing(steps, computed), ("corrected",), steps)
-        add("growing mask", f"growing mask of {few}", growing_mask(steps, few, 3, 1.2), ("Taylor 1",), steps)
+    for steps, counts in ((20, (8, 11, 14)), (50, (18, 26))):
+        few = counts[0]
+        for computed in counts:
+            add("growing mask", f"growing mask of {computed}", Mask(share=computed / steps), ("corrected",), steps)
+        add("growing mask", f"growing mask of {few}", Mask(growing_mask(steps, few, 3, 1.2)), ("Taylor 1",), steps)
         add("interval", "interval 3 after 3", Interval(3, 3), _BOTH, steps)
         add("interval", "interval 2 after 3", Interval(2, 3), _BOTH, steps)
         add("first block", "first block 0.12", FirstBlock(0.12), ("hold the residual", "corrected"), steps)

@@ -271,7 +271,7 @@ def ops(cases: tuple[str, ...], rounds: int, level: str | None, threads: int | N
 def caches(artifact: Path, names: Path, out: Path, stage: str | None, cache: Path) -> None:
     """Study step caches on the sample's ARTIFACT: quality and time of each setting, beside fewer plain steps.
 
-    Takes a quarter of an hour; broken off, it goes on where it was. The stage `time` wants the machine for itself.
+    Takes forty minutes; broken off, it goes on where it was. The stage `time` wants the machine for itself.
     """
     from vitrify.bench.cache_plots import grid, plot, table
     from vitrify.bench.cache_study import STEPS, Study

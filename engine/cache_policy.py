@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from vitrify.engine.errors import SpecError
+from vitrify.engine.growing_mask import shared_mask
 
 __all__ = [
     "MASK_PRESETS",
@@ -65,23 +66,29 @@ class Interval:
 
 @dataclass(frozen=True)
 class Mask:
-    """Compute the steps that are listed, or those of a preset for the request's number of steps; one of both is given.
+    """Compute the steps that are listed, or choose them by the request's number of steps; one of the three is given.
 
     steps: one truth value a step, the first True. preset: "slow", "medium", "fast" or "ultra".
+    share: so many of the steps, with gaps that grow; above 0 and below 1.
     """
 
     steps: tuple[bool, ...] | None = None
     preset: str | None = None
+    share: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.steps is None) == (self.preset is None):
-            raise SpecError("Mask: give steps or preset, one of them")
+        if [self.steps, self.preset, self.share].count(None) != 2:
+            raise SpecError("Mask: give steps, preset or share, one of them")
         if self.steps is not None:
             if not isinstance(self.steps, tuple | list) or not self.steps or any(s not in (0, 1) for s in self.steps):
                 raise SpecError(f"Mask.steps={self.steps!r}: expected one True or False a step")
             object.__setattr__(self, "steps", tuple(bool(s) for s in self.steps))
             if not self.steps[0]:
                 raise SpecError("Mask.steps: the first step is False, but nothing could stand in for it; make it True")
+        elif self.share is not None:
+            _check_number("Mask.share", self.share, 0, 1)
+            if self.share in (0, 1):
+                raise SpecError(f"Mask.share={self.share!r}: expected a number above 0 and below 1")
         elif self.preset not in MASK_PRESETS:
             raise SpecError(f"Mask.preset={self.preset!r} is unknown; known: {', '.join(MASK_PRESETS)}")
 
@@ -91,6 +98,8 @@ class Mask:
             share, every = MASK_PRESETS[self.preset]
             first = max(1, math.ceil(share * count))
             return tuple(s < first or (s - first) % every == every - 1 or s == count - 1 for s in range(count))
+        if self.share is not None:
+            return shared_mask(count, self.share)
         steps = self.steps or ()
         if len(steps) != count:
             raise SpecError(f"Mask.steps has {len(steps)} entries, the request has {count} steps; give one a step")

@@ -89,7 +89,7 @@ def signatures() -> dict[str, str]:
 
 
 def cpu_level() -> str:
-    """The instruction set whose kernels run: `scalar`, `avx2`, `avx512`."""
+    """The instruction set whose kernels run: `scalar`, `avx2`, `avx512`, `avx512_vnni`, `avx512_bf16`, `amx`."""
     name: bytes = load().vitrify_cpu_level()
     return name.decode()
 

@@ -37,6 +37,8 @@ PRESETS: Mapping[str, Callable[..., Cache]] = MappingProxyType(
         "taylorseer": lambda interval="5", warmup="9": Cache(Interval(int(interval), int(warmup)), Taylor(1, "output"), _SHORT),
         "interval": lambda interval="5", warmup="9": Cache(Interval(int(interval), int(warmup)), None, _SHORT),
         "mask": lambda steps: Cache(_mask(steps), None, _SHORT),
+        "fast": lambda: Cache(Mask(share=0.39), Taylor(1, "output", corrected=True), _SHORT),
+        "careful": lambda: Cache(Mask(share=0.53), Taylor(1, "output", corrected=True), _SHORT),
     }
 )
 """Name → its cache, from what stands behind the colons."""
@@ -84,7 +86,9 @@ _FORMS = (
     "first-block[:threshold]",
     "taylorseer[:interval[:warmup]]",
     "interval[:interval[:warmup]]",
-    "mask:preset or 1s and 0s",
+    "mask:preset, share of the steps, or 1s and 0s",
+    "fast",
+    "careful",
     "magcache[:threshold]",
     "tuned",
 )
@@ -137,8 +141,10 @@ def _guards(preset: Guards, given: Sequence[str]) -> Guards:
 def _mask(text: str) -> Mask:
     if re.fullmatch("[01]+", text):
         return Mask(tuple(digit == "1" for digit in text))
+    if re.fullmatch(r"0?\.\d+", text):
+        return Mask(share=float(text))
     if text not in MASK_PRESETS:
-        raise SpecError(f"mask {text!r} is unknown; known: {', '.join(MASK_PRESETS)}, or one 0 or 1 a step")
+        raise SpecError(f"mask {text!r} is unknown; known: {', '.join(MASK_PRESETS)}, a share as 0.4, or one 0 or 1 a step")
     return Mask(preset=text)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import accumulate, pairwise, product
+from itertools import product
 
 from vitrify.engine.artifact.presets import Calibration
 from vitrify.engine.cache_policy import Cache, Decision, FirstBlock, Guards, Hold, Interval, Magnitude, Mask, Predictor, Taylor
+from vitrify.engine.growing_mask import growing_mask
 from vitrify.runtime.tuning.cost import computed_steps
 
-__all__ = ["growing_mask", "known_beforehand", "measured", "without_a_step"]
+__all__ = ["known_beforehand", "measured", "without_a_step"]
 
 _CORRECTED = Taylor(1, "output", corrected=True)
 _PREDICTORS: tuple[Predictor, ...] = (
@@ -29,24 +30,6 @@ _MASK_WARMUPS = (3, 5)
 _THRESHOLDS = (0.4, 0.3, 0.24, 0.18, 0.15, 0.12, 0.1, 0.08, 0.06, 0.04)
 _GUARDS = (Guards(warmup_steps=4, max_consecutive_skips=3), Guards(warmup_steps=4, last_steps=2, max_consecutive_skips=2))
 _DRIFTS = (0.24, 0.12, 0.06, 0.03)
-
-
-def growing_mask(steps: int, computed: int, warmup: int, growth: float, last: int | None = None) -> Mask:
-    """The first `warmup` steps, then gaps that grow: the i-th further step lies at a share (i / n) ** growth of what is left.
-
-    computed: steps in all, at most `steps`. growth: 1 gives even gaps. last: the last of them; None: one gap before the end.
-    """
-    first = min(warmup, computed, steps)
-    left = computed - first
-    end, parts = (steps, left + 1) if last is None else (last, left)
-    places = [first - 1]
-    for i in range(1, left + 1):
-        place = first - 1 + round((end - first + 1) * (i / parts) ** growth)
-        places.append(min(max(place, places[-1] + 1), min(end, steps - 1) - (left - i)))  # room for those that follow
-    stops = [*places, steps] if last is None else places
-    gaps = sorted(after - before for before, after in pairwise(stops))  # rounding may have swapped neighbours
-    chosen = {*range(first), *accumulate(gaps[:left], initial=first - 1)}
-    return Mask(tuple(step in chosen for step in range(steps)))
 
 
 def known_beforehand(steps: int, calibration: Calibration | None) -> list[tuple[Cache, tuple[int, ...]]]:
@@ -70,10 +53,10 @@ def _static(steps: int, calibration: Calibration | None) -> Iterator[Cache]:
     for computed in sorted({max(2, round(share * steps)) for share in _SHARES}):
         for warmup, growth in product(_MASK_WARMUPS, _GROWTHS):
             if warmup < computed <= steps:
-                mask = growing_mask(steps, computed, warmup, growth)
+                mask = Mask(growing_mask(steps, computed, warmup, growth))
                 yield from (Cache(mask, predictor) for predictor in _MASK_PREDICTORS)
             if warmup < computed < steps - 1:  # what follows the last computed step is never corrected: a single step then
-                yield Cache(growing_mask(steps, computed, warmup, growth, steps - 2), _CORRECTED)
+                yield Cache(Mask(growing_mask(steps, computed, warmup, growth, steps - 2)), _CORRECTED)
 
 
 def measured() -> list[Cache]:

@@ -41,7 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_op_has_gpu_kernels_and_a_case() -> None:
-    assert {contract.name for contract in registry.contracts()} == set(programs()) == set(CASES)
+    """But for those that lower the precision of float32 activations: on a GPU the activations themselves are of a lower one."""
+    of_the_cpu = {contract.name for contract in registry.contracts() if contract.name.endswith(("Bf16", "Int8"))}
+    assert {contract.name for contract in registry.contracts()} - of_the_cpu == set(programs()) == set(CASES)
 
 
 @pytest.mark.parametrize("op", sorted(programs()))

@@ -59,6 +59,11 @@ for level in native_library.cpu_levels():
             kernel = NativeKernel("Linear2GatedResidual", [None, None, weight, None, None, None], attributes={"gate_at": 1})
             kernel.run([x_0, x_1, weight, bias, modulation, residual], [y], threads=3)
             assert np.array_equal(y, np.full_like(y, in_0 + in_1 + 2))
+            for suffix, rows in (("Bf16", (weight, bias)), ("Int8", (np.ones(weight.shape, np.int8), bias, bias))):
+                made = [None, None, rows[0], *[None] * (len(rows) + 1)]
+                kernel = NativeKernel("Linear2GatedResidual" + suffix, made, attributes={"gate_at": 1})
+                kernel.run([x_0, x_1, *rows, modulation, residual], [y], threads=3)
+                assert np.allclose(y, in_0 + in_1 + 2, rtol=1e-6)
             x = np.concatenate((x_0, x_1), axis=-1)
             NativeKernel("LinearGelu", [None, weight, None]).run([x, weight, bias], [y], threads=2)
             z = in_0 + in_1 + 1.0

@@ -16,7 +16,7 @@ from vitrify.engine.artifact.presets import Calibration, Presets, presets_path, 
 from vitrify.engine.cache_policy import Cache, FirstBlock, Guards, Hold, Interval, Magnitude, Mask, Taylor
 from vitrify.engine.errors import RequestError, SpecError
 from vitrify.runtime.tuning import cli, tune
-from vitrify.runtime.tuning.candidates import growing_mask, known_beforehand, measured
+from vitrify.runtime.tuning.candidates import known_beforehand, measured
 from vitrify.runtime.tuning.cost import computed_steps, request_seconds, segment_seconds
 from vitrify.runtime.tuning.quality import Quality
 from vitrify.runtime.tuning.requests import Requests
@@ -118,26 +118,6 @@ def test_segments_are_timed_over_all_lanes(toy: Toy) -> None:
     found = segment_seconds(Requests(toy.pipe, PROMPTS, STEPS, 0))
     assert list(found) == ["embed", "first", "rest", "finish"]
     assert all(0 < value < 1 for value in found.values())
-
-
-def test_growing_masks() -> None:
-    for steps in (5, 12, 28, 50):
-        for computed in range(2, steps + 1):
-            for warmup, growth in ((1, 1.0), (3, 1.2), (5, 1.5)):
-                mask = growing_mask(steps, computed, warmup, growth).steps
-                assert mask is not None
-                at = np.flatnonzero(mask)
-                assert (len(mask), len(at)) == (steps, computed)
-                assert at[: min(warmup, computed)].tolist() == list(range(min(warmup, computed)))
-                if warmup < computed < steps - 1:
-                    ended = np.flatnonzero(growing_mask(steps, computed, warmup, growth, steps - 2).steps or ())
-                    assert (len(ended), ended[-1]) == (computed, steps - 2)
-                    assert np.diff(ended)[warmup - 1 :].tolist() == sorted(np.diff(ended)[warmup - 1 :].tolist())
-    gaps = np.diff(np.flatnonzero(growing_mask(28, 11, 3, 1.3).steps or ()))
-    assert gaps[2:].tolist() == sorted(gaps[2:].tolist())
-    assert gaps[-1] > gaps[2]
-    even = np.diff(np.flatnonzero(growing_mask(28, 10, 1, 1.0).steps or ()))
-    assert set(even.tolist()) == {2, 3}
 
 
 def run(toy: Toy, monkeypatch: pytest.MonkeyPatch, *words: str, wall: float = 0.5) -> Any:

@@ -1,0 +1,41 @@
+"""Which steps to compute so that gaps grow: the first steps decide what a picture is, the last ones change little."""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+
+__all__ = ["growing_mask", "shared_mask"]
+
+_SMALL_SHARE = 0.45
+_BOLD, _CAREFUL = (3, 1.2), (5, 1.3)
+
+
+def growing_mask(steps: int, computed: int, warmup: int, growth: float, last: int | None = None) -> tuple[bool, ...]:
+    """The first `warmup` steps, then gaps that grow: the i-th further step lies at a share (i / n) ** growth of what is left.
+
+    computed: steps in all, at most `steps`. growth: 1 gives even gaps. last: the last of them; None: one gap before the end.
+    """
+    first = min(warmup, computed, steps)
+    left = computed - first
+    end, parts = (steps, left + 1) if last is None else (last, left)
+    places = [first - 1]
+    for i in range(1, left + 1):
+        place = first - 1 + round((end - first + 1) * (i / parts) ** growth)
+        places.append(min(max(place, places[-1] + 1), min(end, steps - 1) - (left - i)))  # room for those that follow
+    stops = [*places, steps] if last is None else places
+    gaps = sorted(after - before for before, after in pairwise(stops))  # rounding may have swapped neighbours
+    chosen = {*range(first), *accumulate(gaps[:left], initial=first - 1)}
+    return tuple(step in chosen for step in range(steps))
+
+
+def shared_mask(steps: int, share: float) -> tuple[bool, ...]:
+    """About `share` of the steps, with gaps that grow, the last but one among them: nothing corrects a skip after the last one.
+
+    share: from 0 to 1. How many steps come first and how fast the gaps grow was chosen on pictures of the sample; docs/caching.md
+    has what it gives on others.
+    """
+    warmup, growth = _BOLD if share < _SMALL_SHARE else _CAREFUL
+    computed = max(round(share * steps), 2)
+    if computed >= steps - 1:
+        return (True,) * steps
+    return growing_mask(steps, computed, min(warmup, (computed + 1) // 2), growth, steps - 2)
