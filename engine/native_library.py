@@ -62,7 +62,14 @@ def _load(file: Path) -> ctypes.CDLL:
             f"{file} has interface version {version}, expected {_ABI_VERSION}: it was built from other sources; "
             "reinstall vitrify, or in a clone run `make native`"
         )
-    for name in ("vitrify_ops", "vitrify_op_signatures", "vitrify_cpu_level", "vitrify_cpu_level_name", "vitrify_error", "vitrify_gpu_status"):
+    for name in (
+        "vitrify_ops",
+        "vitrify_op_signatures",
+        "vitrify_cpu_level",
+        "vitrify_cpu_level_name",
+        "vitrify_error",
+        "vitrify_gpu_status",
+    ):
         getattr(library, name).restype = ctypes.c_char_p
     library.vitrify_cpu_level_name.argtypes = [ctypes.c_int]
     library.vitrify_cpu_level_supported.argtypes = [ctypes.c_int]

@@ -24,7 +24,7 @@ from vitrify.kernels.aot import manifest, programs
 from vitrify.kernels.aot.compile import compile_variant, key
 from vitrify.kernels.aot.description import Variant
 from vitrify.kernels.aot.targets import ARCH_NAMES, FALLBACK, arch
-from vitrify.kernels.aot.tiles import tile
+from vitrify.kernels.aot.tiles import built, tile
 
 __all__ = ["build", "select"]
 
@@ -53,11 +53,13 @@ def build(
 ) -> Path:
     """Compile `variants` for `archs` into `folder` and write its manifest, which lists exactly these.
 
+    A variant that the tables leave out for an architecture has no image for it (aot/tiles.py).
+
     report: called with (images done, images in all, name) after each. Returns the manifest's path.
     Raises CompileError for the first variant that fails (what was compiled is kept), SpecError for an unknown architecture.
     """
     (folder / "records").mkdir(parents=True, exist_ok=True)
-    jobs = [(variant, arch(name)) for variant in variants for name in archs]
+    jobs = [(variant, arch(name)) for variant in variants for name in archs if built(variant, name)]
     records: dict[tuple[str, str], Record] = {}
     waiting = []
     for variant, target in jobs:

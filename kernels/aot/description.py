@@ -67,7 +67,6 @@ class Kernel:
         serves several kernels.
     parameters: in the function's order: inputs, whole numbers, outputs. Constants and tile sizes follow by keyword.
     options: constants that are the same in every variant. variants: further constants by name, one mapping per variant.
-    unbuilt: dtypes and constants that are left out of their product, with the reason beside them.
     tiles: the table of tile sizes in `kernels/configs/`, without `.json`.
     sizes: whole numbers that grid, flops and moved_bytes need and that are no parameters.
     grid: up to three expressions over whole-number parameters, sizes, constants and tile sizes.
@@ -86,7 +85,6 @@ class Kernel:
     dtypes: tuple[DType, ...] = (DType.FLOAT16, DType.BFLOAT16, DType.FLOAT32)
     options: Mapping[str, Constant] = field(default_factory=dict)
     variants: tuple[Mapping[str, Constant], ...] = ({},)
-    unbuilt: tuple[tuple[DType, Mapping[str, Constant]], ...] = ()
     tensor_core: bool = False
 
 

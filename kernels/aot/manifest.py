@@ -26,7 +26,7 @@ def describe(compiler: str, images: Mapping[str, Mapping[str, Image]], variants:
     for variant in variants:
         kernels[variant.kernel.name] = variant.kernel
         constants = {**variant.kernel.options, **variant.constants}
-        spec = VariantSpec(variant.dtype.value, constants, images[variant.name])
+        spec = VariantSpec(variant.dtype.value, constants, images.get(variant.name, {}))
         built.setdefault(variant.kernel.name, {})[variant.name] = spec
     runnable = {op: p for op, p in programs().items() if all(launch.kernel.name in kernels for launch in p.launches)}
     return CubinManifest(

@@ -9,6 +9,8 @@ from functools import lru_cache
 from vitrify.engine.errors import SpecError
 from vitrify.kernels import registry
 from vitrify.kernels.aot.description import Kernel, Program, Variant
+from vitrify.kernels.aot.targets import ARCH_NAMES
+from vitrify.kernels.aot.tiles import built
 
 __all__ = ["kernels", "programs", "variants"]
 
@@ -40,8 +42,6 @@ def kernels() -> dict[str, Kernel]:
 
 
 def variants() -> tuple[Variant, ...]:
-    """Everything that is compiled, by name."""
-    found = [
-        Variant(k, dtype, c) for k in kernels().values() for dtype in k.dtypes for c in k.variants if (dtype, c) not in k.unbuilt
-    ]
-    return tuple(sorted(found, key=lambda variant: variant.name))
+    """Everything that is compiled for any architecture, by name."""
+    found = (Variant(k, dtype, c) for k in kernels().values() for dtype in k.dtypes for c in k.variants)
+    return tuple(sorted((v for v in found if any(built(v, name) for name in ARCH_NAMES)), key=lambda variant: variant.name))

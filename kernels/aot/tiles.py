@@ -2,7 +2,7 @@
 
 A table is a list of rows `{"for": {...}, "tile": {"BLOCK_M": 128}, "num_warps": 8, "num_stages": 3}`. `for` narrows a row by
 `arch`, `dtype` and constants of the kernel, each to a list of values; a name that is left out matches all. Exactly one row
-must match.
+must match. A row `{"for": {...}, "unbuilt": "why"}` leaves variants out of a build.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vitrify.engine.errors import SpecError
 from vitrify.engine.specs import expect, expect_list, expect_map
 from vitrify.kernels.aot.description import Constant, Variant
 
-__all__ = ["Tile", "tile"]
+__all__ = ["Tile", "built", "tile"]
 
 _FOLDER = Path(__file__).parents[1] / "configs"
 
@@ -33,7 +33,19 @@ class Tile:
 
 
 def tile(variant: Variant, arch: str) -> Tile:
-    """The row for this variant on `sm_NN`. Raises SpecError if none or several match."""
+    """The row for this variant on `sm_NN`. Raises SpecError if none or several match, or if it says why there is none."""
+    row = _row(variant, arch)
+    if "unbuilt" in row:
+        raise SpecError(f"{variant.name} is not built for {arch}: {row['unbuilt']}")
+    return Tile(dict(row["tile"]), row["num_warps"], row["num_stages"])
+
+
+def built(variant: Variant, arch: str) -> bool:
+    """Whether there is an image of this variant for `sm_NN`. Raises SpecError if no row or several match."""
+    return "unbuilt" not in _row(variant, arch)
+
+
+def _row(variant: Variant, arch: str) -> dict[str, Any]:
     constants = {**variant.kernel.options, **variant.constants}
     table = variant.kernel.tiles
     found = [row for row in _table(table) if _matches(row["for"], constants, variant.dtype.value, arch)]
@@ -42,7 +54,7 @@ def tile(variant: Variant, arch: str) -> Tile:
             f"kernels/configs/{table}.json: {len(found)} rows match {variant.name} on {arch}, expected exactly one; "
             "narrow or add a row"
         )
-    return Tile(dict(found[0]["tile"]), found[0]["num_warps"], found[0]["num_stages"])
+    return found[0]
 
 
 def _matches(wanted: Mapping[str, list[Any]], constants: Mapping[str, Constant], dtype: str, arch: str) -> bool:
@@ -57,14 +69,18 @@ def _table(name: str) -> list[dict[str, Any]]:
     rows = []
     for number, row in enumerate(expect_list(json.loads(file.read_text()), where)):
         at = f"{where}, row {number}"
-        expect_map(row, at, ("for", "tile", "num_warps", "num_stages"))
+        unbuilt = isinstance(row, dict) and "unbuilt" in row
+        expect_map(row, at, ("for", "unbuilt") if unbuilt else ("for", "tile", "num_warps", "num_stages"))
         for key, choices in expect_map(row["for"], f"{at}, for").items():
             expect_list(choices, f"{at}, {key}")
+        rows.append(row)
+        if unbuilt:
+            expect(row["unbuilt"], str, f"{at}, unbuilt")
+            continue
         for key, size in expect_map(row["tile"], f"{at}, tile").items():
             expect(size, int, f"{at}, {key}")
         expect(row["num_warps"], int, f"{at}, num_warps")
         expect(row["num_stages"], int, f"{at}, num_stages")
-        rows.append(row)
     if not rows:
         raise SpecError(f"{where} has no rows")
     return rows

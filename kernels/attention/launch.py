@@ -47,8 +47,6 @@ _SELF = Kernel(
     sizes=("batch", "heads"),
     options={"EPSILON": 0.0},
     variants=(*_PLAIN, *_CAUSAL),
-    # Queries and sums of 512 columns in float32 do not fit the registers of a block.
-    unbuilt=tuple((DType.FLOAT32, constants) for constants in _PLAIN if constants["HEAD_DIM"] == 512),
     grid=("cdiv(tokens_0, BLOCK_M)", "heads", "batch"),
     flops="4 * batch * tokens_0 * keys * width / (1 + CAUSAL)",
     moved_bytes="itemsize * batch * width * 2 * (tokens_0 + keys)",

@@ -21,7 +21,7 @@ from vitrify.kernels.aot.description import HIDDEN_ARGUMENTS, Integer, Variant
 from vitrify.kernels.aot.manifest import describe
 from vitrify.kernels.aot.programs import programs
 from vitrify.kernels.aot.resolve import ResolvedLaunch, grid, resolve
-from vitrify.kernels.aot.tiles import tile
+from vitrify.kernels.aot.tiles import built, tile
 
 __all__ = [
     "STREAM",
@@ -110,7 +110,7 @@ def structure_of(variant: Variant) -> type[ctypes.Structure]:
 def write_manifest(where: Path, chosen: tuple[Variant, ...]) -> None:
     images = {
         v.name: {
-            **{name: image_of(v, name) for name in ("sm_80", "sm_89", "sm_90")},
+            **{name: image_of(v, name) for name in ("sm_80", "sm_89", "sm_90") if built(v, name)},
             "sm_80_ptx": dataclasses.replace(image_of(v, "sm_80"), file=f"{v.name}.ptx", bytes=len(f"{v.name}.ptx")),
         }
         for v in chosen
