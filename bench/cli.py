@@ -1,4 +1,4 @@
-"""`vitrify bench`: run (peers in turns), compare, report; export, startup, ops (ours alone); caches (a study)."""
+"""`vitrify bench`: run (peers in turns), compare, report; export, startup, ops, skips (ours alone); caches (a study)."""
 
 from __future__ import annotations
 
@@ -258,6 +258,35 @@ def ops(cases: tuple[str, ...], rounds: int, level: str | None, threads: int | N
     _print([ops_table(found)])
     if json_file is not None:
         write_json(json_file, document("ops", this_machine(), [one.to_json() for one in found]))
+
+
+@bench.command()
+@click.option("--case", type=click.Choice(_MODELS), default="flux-146m", show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Each visits every kind of skip.")
+@_threads
+@_json
+@_cache
+@_sample
+def skips(case: str, rounds: int, threads: int | None, json_file: Path | None, cache: Path, sample: Path) -> None:
+    """Time a skipped step of each kind, and the first block's probe, against a computed step.
+
+    Ends with an error where one takes more than it may.
+    """
+    from vitrify.bench.document import document, write_json
+    from vitrify.bench.machine import this_machine
+    from vitrify.bench.prepare import prepare
+    from vitrify.bench.report import skips_table
+    from vitrify.bench.skips import measure_skips
+
+    count = threads or available_cpus()
+    prepared = prepare(CASES[case], cache.resolve(), sample.resolve(), builds=(), threads=count)
+    found = measure_skips(prepared.artifact, rounds=rounds, threads=count)
+    _print([skips_table(case, found)])
+    if json_file is not None:
+        write_json(json_file, document("skips", this_machine(), [one.to_json() for one in found]))
+    missed = [one.kind for one in found if not one.kept]
+    if missed:
+        raise VitrifyError(f"{case}: more than it may take: {', '.join(missed)}")
 
 
 @bench.command()

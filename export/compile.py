@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from vitrify.engine.artifact import ArtifactWriter, Manifest, SchedulerSpec, TokenizerSpec
+from vitrify.engine.denoiser import SEGMENTS
 from vitrify.engine.errors import CompileError, SpecError
 from vitrify.engine.fusion import FUSION, GraphFusion
 from vitrify.engine.scheduler_config import check_flow_match_euler
@@ -26,6 +27,7 @@ from vitrify.export.precision import choose_precision, lower_component
 from vitrify.export.recipe import ComponentRecipe, Recipe
 from vitrify.export.rounding import Runs
 from vitrify.export.source import DiffusersFolder, TensorLocation, WeightFiles
+from vitrify.export.step_graphs import StepGraph, op_versions, step_graphs
 from vitrify.export.tokenizers import serialised_tokenizer
 from vitrify.export.trace import trace
 from vitrify.export.verify import WHOLE_LIMIT_BYTES, random_runs, verify_component
@@ -97,10 +99,13 @@ def compile_pipeline(
                 if options.parity:
                     spec = _verified_lowered(writer, component, spec, locations, whole_limit_bytes, progress)
             components[name] = spec
+        steps = _step_graphs(components)
+        for graph in steps.values():
+            writer.write_bytes(graph.spec.path, graph.model)
         for document in folder.documents():
             writer.copy_file(f"source/{document.name}", document)
         progress("artifact", "seal")
-        return writer.commit(_manifest(recipe, components, scheduler, tokenizers, _fused(compiled)))
+        return writer.commit(_manifest(recipe, components, steps, scheduler, tokenizers, _fused(compiled)))
 
 
 def plan_pipeline(source: Path, options: ExportOptions | None = None, *, progress: Progress = lambda _c, _p: None) -> Manifest:
@@ -110,7 +115,7 @@ def plan_pipeline(source: Path, options: ExportOptions | None = None, *, progres
     recipe, scheduler = _recipe(folder, options)
     compiled = [_traced(component, progress) for component in recipe.components]
     components = {c.recipe.name: component_spec(c.recipe, c.models, c.parameters, {}, ()) for c in compiled}
-    return _manifest(recipe, components, scheduler, {}, _fused(compiled))
+    return _manifest(recipe, components, _step_graphs(components), scheduler, {}, _fused(compiled))
 
 
 def _recipe(folder: DiffusersFolder, options: ExportOptions) -> tuple[Recipe, SchedulerSpec]:
@@ -227,6 +232,12 @@ def _calibration(folder: DiffusersFolder, recipe: Recipe, options: ExportOptions
     return recorded_calls(folder, wanted, options.calibration_prompts or CALIBRATION_PROMPTS, recipe.defaults)
 
 
+def _step_graphs(components: Mapping[str, ComponentSpec]) -> dict[str, StepGraph]:
+    """Of every denoiser, by name."""
+    denoisers = [component for component in components.values() if tuple(component.graphs) == SEGMENTS]
+    return {name: graph for denoiser in denoisers for name, graph in step_graphs(denoiser).items()}
+
+
 def _fused(compiled: Iterable[_Compiled]) -> dict[str, GraphFusion]:
     """Each graph by the name that the manifest gives it."""
     return {f"{c.recipe.name}.{name}": graph_fusion(model) for c in compiled for name, model in c.models.items()}
@@ -235,6 +246,7 @@ def _fused(compiled: Iterable[_Compiled]) -> dict[str, GraphFusion]:
 def _manifest(
     recipe: Recipe,
     components: Mapping[str, ComponentSpec],
+    steps: Mapping[str, StepGraph],
     scheduler: SchedulerSpec,
     tokenizers: Mapping[str, TokenizerSpec],
     fused: Mapping[str, GraphFusion],
@@ -246,8 +258,8 @@ def _manifest(
         target="cpu",
         components=components,
         dims=recipe.dims,
-        step_graphs={},
-        ops={op: registry.contract(op).version for op in used},
+        step_graphs={name: graph.spec for name, graph in steps.items()},
+        ops={op: registry.contract(op).version for op in used} | op_versions(steps),
         scheduler=scheduler,
         tokenizers=tokenizers,
         defaults=recipe.defaults,
