@@ -18,8 +18,8 @@ from vitrify.engine.cache_policy import (
     Predictor,
     Taylor,
 )
+from vitrify.engine.cache_presets import PRESETS
 from vitrify.engine.growing_mask import growing_mask
-from vitrify.runtime.caching.presets import PRESETS
 
 __all__ = ["CAREFUL", "FAST", "Setting", "plain_steps", "settings"]
 

@@ -29,16 +29,19 @@ class OpCase:
     attributes: Mapping[str, int | float] = field(default_factory=dict)
 
 
-def _linear(name: str, op: str, tokens: int, features: tuple[int, ...], out: int) -> OpCase:
+def _linear(name: str, op: str, tokens: int, features: tuple[int, ...], out: int, precision: str = "") -> OpCase:
     gated = op.endswith("GatedResidual")
     dims = {"batch": 1, "tokens": tokens, "out": out} | ({"columns": 6 * out} if gated else {})
     names = ("in",) if len(features) == 1 else tuple(f"in_{part}" for part in range(len(features)))
+    constants = {"weight": DType.BFLOAT16, "bias": DType.FLOAT32}
+    if precision == "Int8":
+        constants |= {"weight": DType.INT8, "weight_scale": DType.FLOAT32}
     return OpCase(
-        name,
-        op,
+        f"{name}, {precision.lower()}" if precision else name,
+        op + precision,
         dims | dict(zip(names, features, strict=True)),
         2.0 * tokens * sum(features) * out,
-        constants={"weight": DType.BFLOAT16, "bias": DType.FLOAT32},
+        constants=constants,
         attributes={"gate_at": 2 * out} if gated else {},
     )
 
@@ -68,16 +71,20 @@ def _attention(name: str, op: str, heads: int, head_dim: int, tokens: int, keys:
     )
 
 
+# The 146 M FLUX case: 1024 wide, 1024 image and 128 text tokens.
+_FLUX: tuple[tuple[str, str, int, tuple[int, ...], int], ...] = (
+    ("flux q, k, v, out", "Linear", 1024, (1024,), 1024),
+    ("flux mlp in", "LinearGelu", 1024, (1024,), 4096),
+    ("flux mlp out", "LinearGatedResidual", 1024, (4096,), 1024),
+    ("flux text mlp in", "LinearGelu", 128, (1024,), 4096),
+    ("flux text mlp out", "LinearGatedResidual", 128, (4096,), 1024),
+    ("flux single q, k, v", "Linear", 1152, (1024,), 1024),
+    ("flux single mlp", "LinearGelu", 1152, (1024,), 4096),
+    ("flux single out", "Linear2GatedResidual", 1152, (1024, 4096), 1024),
+)
+
 OP_CASES: tuple[OpCase, ...] = (
-    # The 146 M FLUX case: 1024 wide, 1024 image and 128 text tokens.
-    _linear("flux q, k, v, out", "Linear", 1024, (1024,), 1024),
-    _linear("flux mlp in", "LinearGelu", 1024, (1024,), 4096),
-    _linear("flux mlp out", "LinearGatedResidual", 1024, (4096,), 1024),
-    _linear("flux text mlp in", "LinearGelu", 128, (1024,), 4096),
-    _linear("flux text mlp out", "LinearGatedResidual", 128, (4096,), 1024),
-    _linear("flux single q, k, v", "Linear", 1152, (1024,), 1024),
-    _linear("flux single mlp", "LinearGelu", 1152, (1024,), 4096),
-    _linear("flux single out", "Linear2GatedResidual", 1152, (1024, 4096), 1024),
+    *(_linear(*row, precision) for precision in ("", "Bf16", "Int8") for row in _FLUX),
     _attention("flux attention", "FusedAttention2NormRotary", 8, 128, 1152),
     _attention("flux single attention", "FusedAttentionNormRotary", 8, 128, 1152),
     _attention("attention alone", "FusedAttention", 8, 128, 1152),

@@ -9,6 +9,7 @@ a step binds its rows of it without a copy.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,12 +21,25 @@ from vitrify.engine.errors import BackendError, SpecError
 from vitrify.engine.session import Array, Backend, Plan, Session, SessionHolder, aligned_empty
 from vitrify.engine.specs import ComponentSpec, TensorSpec
 
-__all__ = ["CONDITION_ROWS", "LOOP_SEGMENTS", "MAX_CONDITION_ROWS", "SEGMENTS", "Denoiser", "DenoiserPlan", "Hidden"]
+__all__ = [
+    "CONDITION_ROWS",
+    "LOOP_SEGMENTS",
+    "MAX_CONDITION_ROWS",
+    "RESIDUAL_DIFF",
+    "SEGMENTS",
+    "Denoiser",
+    "DenoiserPlan",
+    "Hidden",
+    "HiddenTensors",
+    "hidden_tensors",
+]
 
 LOOP_SEGMENTS = ("embed", "first", "rest", "finish")
 SEGMENTS = ("condition", *LOOP_SEGMENTS)
 CONDITION_ROWS = "condition_rows"
 MAX_CONDITION_ROWS = 64
+RESIDUAL_DIFF = "residual_diff"
+"""The step graph over the hidden states around block 0: its residual, and how far that has moved."""
 _IDLE_PLANS = 4
 
 
@@ -105,6 +119,31 @@ class Hidden:
     embedded: Array
     first: Array
     last: Array
+
+
+@dataclass(frozen=True)
+class HiddenTensors:
+    """Which tensors hold the image's hidden states, [batch, image_tokens, width]: outputs of embed, first and rest."""
+
+    embedded: TensorSpec
+    first: TensorSpec
+    last: TensorSpec
+
+
+def hidden_tensors(spec: ComponentSpec) -> HiddenTensors:
+    """A denoiser's hidden states by name. Raises SpecError where a segment's border holds no such tensor, or several."""
+
+    def border(made: str, user: str, shape: tuple[int | str, ...] | None) -> TensorSpec:
+        handed_on = {t.name for t in spec.graphs[user].inputs}
+        states = [t for t in spec.graphs[made].outputs if t.name in handed_on and t.shape[:2] == ("batch", "image_tokens")]
+        found = [t for t in states if shape is None or t.shape == shape]
+        if len(found) != 1:
+            names = [t.name for t in states]
+            raise SpecError(f"{spec.name}: segment {user!r} takes the image's states from {names}, expected one")
+        return found[0]
+
+    last = border("rest", "finish", None)
+    return HiddenTensors(border("embed", "first", last.shape), border("first", "rest", last.shape), last)
 
 
 class DenoiserPlan:
@@ -224,23 +263,15 @@ class DenoiserPlan:
             plan.run()
         return self.noise_pred
 
-    @property
+    @functools.cached_property
     def hidden(self) -> Hidden:
-        """Where the image's hidden states lie. Raises SpecError where a segment's border holds no such tensor, or several."""
-        last = self._border("finish", {t.name for t in self.spec.graphs["rest"].outputs}, None)
-        embedded, first = (
-            self._border(user, {t.name for t in self.spec.graphs[made].outputs}, last.shape)
-            for made, user in (("embed", "first"), ("first", "rest"))
+        """Where the image's hidden states lie. Raises SpecError as `hidden_tensors` does."""
+        tensors = hidden_tensors(self.spec)
+        return Hidden(
+            self.array("embed", tensors.embedded.name),
+            self.array("first", tensors.first.name),
+            self.array("rest", tensors.last.name),
         )
-        return Hidden(embedded, first, last)
-
-    def _border(self, segment: str, made: set[str], shape: tuple[int, ...] | None) -> Array:
-        image = ("batch", "image_tokens")
-        names = [t.name for t in self.spec.graphs[segment].inputs if t.name in made and t.shape[:2] == image]
-        arrays = [a for a in (self.array(segment, name) for name in names) if shape is None or a.shape == shape]
-        if len(arrays) != 1:
-            raise SpecError(f"{self.spec.name}: segment {segment!r} takes the image's states from {names}, expected one")
-        return arrays[0]
 
     def array(self, segment: str, name: str) -> Array:
         """The memory of a loop segment's input or output."""

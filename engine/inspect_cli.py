@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,11 @@ from typing import Any
 import click
 
 from vitrify.engine.artifact import FORMAT_VERSION, Artifact, Manifest
-from vitrify.engine.denoiser import LOOP_SEGMENTS
+from vitrify.engine.cache_memory import CacheMemory, cache_memory, image_tokens
+from vitrify.engine.cache_policy import Cache
+from vitrify.engine.cache_presets import PREDICTORS, named_cache
+from vitrify.engine.denoiser import LOOP_SEGMENTS, SEGMENTS
+from vitrify.engine.errors import RequestError
 from vitrify.engine.fusion import FUSION, fusion_of
 from vitrify.engine.specs import ComponentSpec, GraphSpec
 
@@ -25,6 +30,7 @@ _VALUES_SHOWN = 3
 _TEXT = frozenset(("what", "value", "field", "component", "class", "encoding", "graphs", "when", "segments", "graph"))
 _TEXT |= frozenset(("inputs", "outputs", "name", "measured", "op", "tokenizer", "pad token", "file", "sha256"))
 _TEXT |= frozenset(("reason", "values"))
+_TEXT |= frozenset(("precision", "layers", "measured on", "weight"))
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,12 @@ def describe(manifest: Manifest, artifact_id: str | None = None) -> list[Section
         Section(
             "parity with eager PyTorch, float32", ("component", "measured", "error", "tolerance"), tuple(_parity_rows(manifest))
         ),
+        Section(
+            "precision of linear layers",
+            ("component", "precision", "layers", "outputs' error", "bound", "measured on"),
+            tuple(_precision_rows(manifest)),
+        ),
+        Section("layers kept above it", ("component", "weight", "precision", "error below"), tuple(_kept_rows(manifest))),
         Section("fused", ("graph", "op", "nodes"), tuple(_fused_rows(manifest))),
         Section("left to the runtime", ("graph", "op", "nodes", "reason", "values"), tuple(_left_rows(manifest))),
         Section("ops", ("op", "version"), tuple((name, str(version)) for name, version in sorted(manifest.ops.items()))),
@@ -110,8 +122,8 @@ def summarize(manifest: Manifest) -> Json:
     }
 
 
-def print_sections(manifest: Manifest, artifact_id: str | None = None) -> None:
-    """Prints the tables of `describe` to standard output, as wide as the terminal, 160 columns into a file or a pipe."""
+def print_sections(manifest: Manifest, artifact_id: str | None = None, more: Sequence[Section] = ()) -> None:
+    """Prints the tables of `describe`, then `more`; as wide as the terminal, 160 columns into a file or a pipe."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -119,7 +131,7 @@ def print_sections(manifest: Manifest, artifact_id: str | None = None) -> None:
     probe = Console()
     # Text such as "[batch, 4]" is no markup.
     console = Console(markup=False, highlight=False, emoji=False, width=None if probe.is_terminal else _PIPE_WIDTH)
-    for section in describe(manifest, artifact_id):
+    for section in (*describe(manifest, artifact_id), *more):
         table = Table(title=section.title, title_justify="left", title_style="bold", box=box.SIMPLE, pad_edge=False)
         for column in section.columns:
             table.add_column(column, overflow="fold", justify="left" if column in _TEXT else "right")
@@ -130,15 +142,105 @@ def print_sections(manifest: Manifest, artifact_id: str | None = None) -> None:
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--cache", help="Also how much memory this step cache takes: first-block, taylorseer, interval, mask:fast, …")
+@click.option("--cache-predict", type=click.Choice(PREDICTORS), help="What stands in for a skipped step.")
+@click.option("--height", type=int, help="Pixels, for --cache; a request's default if not given.")
+@click.option("--width", type=int, help="Pixels, for --cache; a request's default if not given.")
+@click.option("--batch", type=int, help="Rows of the denoiser, for --cache: pictures, twice with true CFG.  [default: 1]")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest, the id and the sums as one JSON object.")
-def inspect(artifact: Path, as_json: bool) -> None:
+def inspect(
+    artifact: Path,
+    cache: str | None,
+    cache_predict: str | None,
+    height: int | None,
+    width: int | None,
+    batch: int | None,
+    as_json: bool,
+) -> None:
     """Print what ARTIFACT holds: components, segments, dimensions, parity, fused ops, defaults, provenance, sizes."""
+    if cache is None and (cache_predict, height, width, batch) != (None,) * 4:
+        raise RequestError("--cache-predict, --height, --width and --batch say what --cache is asked for; name a cache")
     opened = Artifact.open(artifact)
+    cached = None
+    if cache is not None:
+        cached = _cache_at(opened.manifest, named_cache(cache, cache_predict, artifact=opened), height, width, batch)
     if as_json:
         data = {"id": opened.id, "manifest": opened.manifest.to_json(), **summarize(opened.manifest)}
+        data |= {} if cached is None else {"cache": cached.to_json()}
         click.echo(json.dumps(data, indent=2, sort_keys=True))
     else:
-        print_sections(opened.manifest, opened.id)
+        print_sections(opened.manifest, opened.id, () if cached is None else (cached.section(),))
+
+
+@dataclass(frozen=True)
+class _CacheAt:
+    """A cache's memory for one size of request."""
+
+    cache: Cache
+    component: str
+    height: int
+    width: int
+    batch: int
+    image_tokens: int
+    memory: CacheMemory
+
+    def to_json(self) -> Json:
+        return {
+            "cache": str(self.cache),
+            "component": self.component,
+            "height": self.height,
+            "width": self.width,
+            "batch": self.batch,
+            "image_tokens": self.image_tokens,
+            "holds": self.memory.of,
+            "decision_bytes": self.memory.decision_bytes,
+            "predictor_bytes": self.memory.predictor_bytes,
+            "total_bytes": self.memory.total_bytes,
+        }
+
+    def section(self) -> Section:
+        rows = [
+            ("cache", str(self.cache)),
+            ("of a request", f"{self.height} × {self.width} pixels = {self.image_tokens} image tokens, batch {self.batch}"),
+            ("decision", f"{self.memory.decision_bytes} bytes"),
+            (f"predictor{f', of the {self.memory.of}' if self.memory.of else ''}", f"{self.memory.predictor_bytes} bytes"),
+            ("in all", f"{self.memory.total_bytes} bytes ({_bytes(self.memory.total_bytes)})"),
+        ]
+        return Section(f"memory of a step cache: {self.component}", ("what", "value"), tuple(rows))
+
+
+def _cache_at(manifest: Manifest, cache: Cache, height: int | None, width: int | None, batch: int | None) -> _CacheAt:
+    """The memory of `cache` for one size of request. Raises RequestError for a size that the artifact was not compiled for."""
+    denoisers = [one for one in manifest.components.values() if tuple(one.graphs) == SEGMENTS]
+    if len(denoisers) != 1:
+        raise RequestError(f"--cache: the artifact has {len(denoisers)} denoisers in segments, expected one")
+    high, wide = (
+        asked if asked is not None else int(manifest.defaults.get(name, manifest.dims[name].opt))
+        for name, asked in (("height", height), ("width", width))
+    )
+    rows, compiled = 1 if batch is None else batch, manifest.dims["batch"]
+    tokens = image_tokens(manifest.dims, high, wide)
+    # Two branches of guidance may lie in two lanes.
+    if not compiled.allows(rows) and (rows % 2 or not compiled.allows(rows // 2)):
+        raise RequestError(f"--batch {rows} is outside what this artifact was compiled for: {compiled}, twice that with true CFG")
+    memory = cache_memory(cache, denoisers[0], rows, tokens)
+    return _CacheAt(cache, denoisers[0].name, high, wide, rows, tokens, memory)
+
+
+def _precision_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    for component in manifest.components.values():
+        if (chosen := component.precision) is not None:
+            counts = Counter(layer.precision for layer in chosen.layers.values())
+            layers = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+            yield component.name, chosen.name, layers, f"{chosen.error:.2g}", f"{chosen.bound:.2g}", chosen.measured_on
+
+
+def _kept_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    for component in manifest.components.values():
+        if (chosen := component.precision) is not None:
+            for weight, layer in chosen.layers.items():
+                if layer.precision != chosen.name:
+                    yield component.name, weight, layer.precision, f"{layer.error:.2g}" if layer.error else "-"
 
 
 def _overview(manifest: Manifest, artifact_id: str | None) -> Iterator[tuple[str, str]]:

@@ -11,21 +11,26 @@ from typing import Any
 import onnx_ir as ir
 
 from vitrify.engine.artifact import ArtifactWriter, Manifest, SchedulerSpec, TokenizerSpec
+from vitrify.engine.denoiser import SEGMENTS
 from vitrify.engine.errors import CompileError, SpecError
 from vitrify.engine.fusion import FUSION, GraphFusion
 from vitrify.engine.scheduler_config import check_flow_match_euler
 from vitrify.engine.specs import ComponentSpec, Dim
+from vitrify.export.calibration import CALIBRATION_PROMPTS, recorded_calls
 from vitrify.export.families import recipe_for
 from vitrify.export.fusion import graph_fusion
 from vitrify.export.graphs import component_spec
 from vitrify.export.options import ExportOptions
 from vitrify.export.passes import run_passes
 from vitrify.export.passes.external import tie_parameters
+from vitrify.export.precision import choose_precision, lower_component
 from vitrify.export.recipe import ComponentRecipe, Recipe
-from vitrify.export.source import DiffusersFolder, TensorLocation
+from vitrify.export.rounding import Runs
+from vitrify.export.source import DiffusersFolder, TensorLocation, WeightFiles
+from vitrify.export.step_graphs import StepGraph, op_versions, step_graphs
 from vitrify.export.tokenizers import serialised_tokenizer
 from vitrify.export.trace import trace
-from vitrify.export.verify import WHOLE_LIMIT_BYTES, verify_component
+from vitrify.export.verify import WHOLE_LIMIT_BYTES, random_runs, verify_component
 from vitrify.export.weights import copy_weights, resolve_parameters
 from vitrify.kernels import registry
 
@@ -71,7 +76,7 @@ def compile_pipeline(
             tokenizers[name], data = serialised_tokenizer(folder.component(name), max_length)
             writer.write_bytes(tokenizers[name].path, data)
         components = {}
-        fused = _fused(compiled)
+        calls = _calibration(folder, recipe, options, progress)
         for component in compiled:
             name = component.recipe.name
             locations = resolve_parameters(component.parameters, files[name], component.recipe.aliases or {})
@@ -89,11 +94,18 @@ def compile_pipeline(
                     progress=lambda what, name=name: progress(name, f"parity: {what}"),  # type: ignore[misc]
                 )
                 spec = replace(spec, parity=parity)
+            if options.precision_of(name) != "fp32":
+                spec = _lowered(writer, component, spec, files[name], locations, calls.pop(name, None), options, progress)
+                if options.parity:
+                    spec = _verified_lowered(writer, component, spec, locations, whole_limit_bytes, progress)
             components[name] = spec
+        steps = _step_graphs(components)
+        for graph in steps.values():
+            writer.write_bytes(graph.spec.path, graph.model)
         for document in folder.documents():
             writer.copy_file(f"source/{document.name}", document)
         progress("artifact", "seal")
-        return writer.commit(_manifest(recipe, components, scheduler, tokenizers, fused))
+        return writer.commit(_manifest(recipe, components, steps, scheduler, tokenizers, _fused(compiled)))
 
 
 def plan_pipeline(source: Path, options: ExportOptions | None = None, *, progress: Progress = lambda _c, _p: None) -> Manifest:
@@ -103,7 +115,7 @@ def plan_pipeline(source: Path, options: ExportOptions | None = None, *, progres
     recipe, scheduler = _recipe(folder, options)
     compiled = [_traced(component, progress) for component in recipe.components]
     components = {c.recipe.name: component_spec(c.recipe, c.models, c.parameters, {}, ()) for c in compiled}
-    return _manifest(recipe, components, scheduler, {}, _fused(compiled))
+    return _manifest(recipe, components, _step_graphs(components), scheduler, {}, _fused(compiled))
 
 
 def _recipe(folder: DiffusersFolder, options: ExportOptions) -> tuple[Recipe, SchedulerSpec]:
@@ -150,6 +162,82 @@ def _write_graphs(
         writer.write_bytes(spec.graphs[name].path, ir.to_proto(model).SerializeToString(deterministic=True))
 
 
+def _lowered(
+    writer: ArtifactWriter,
+    component: _Compiled,
+    spec: ComponentSpec,
+    files: WeightFiles,
+    locations: Mapping[str, TensorLocation],
+    calls: Runs | None,
+    options: ExportOptions,
+    progress: Progress,
+) -> ComponentSpec:
+    """The component that was written in float32, written again in the precision asked for."""
+    recipe, models = component.recipe, component.models
+
+    def say(what: str) -> None:
+        progress(recipe.name, what)
+
+    runs, measured_on = (random_runs(recipe, locations), "random inputs") if calls is None else (calls, "calibration prompts")
+    chosen = choose_precision(recipe.name, models, options.precision_of(recipe.name), runs, measured_on, say)
+    say(f"weights in {chosen.name}")
+    spec = lower_component(writer, spec, models, files, locations, chosen)
+    for name, model in models.items():
+        writer.remove(spec.graphs[name].path)
+        writer.write_bytes(spec.graphs[name].path, ir.to_proto(model).SerializeToString(deterministic=True))
+    return spec
+
+
+def _verified_lowered(
+    writer: ArtifactWriter,
+    component: _Compiled,
+    spec: ComponentSpec,
+    locations: Mapping[str, TensorLocation],
+    whole_limit_bytes: int,
+    progress: Progress,
+) -> ComponentSpec:
+    """Its parity says both comparisons then: of the graphs in float32, and of what they became."""
+    assert spec.precision is not None
+    found = verify_component(
+        component.recipe,
+        spec,
+        writer.folder,
+        locations,
+        layers={name: layer.precision for name, layer in spec.precision.layers.items()},
+        whole_limit_bytes=whole_limit_bytes,
+        progress=lambda what: progress(spec.name, f"parity: {what}"),
+    )
+    prefix = f"{spec.precision.name}, "
+    measurements = {prefix + key: value for key, value in found.measurements.items()}
+    tolerances = {prefix + key: value for key, value in found.tolerances.items()}
+    parity = replace(
+        spec.parity,
+        measurements={**spec.parity.measurements, **measurements},
+        tolerances={**spec.parity.tolerances, **tolerances},
+    )
+    return replace(spec, parity=parity)
+
+
+def _calibration(folder: DiffusersFolder, recipe: Recipe, options: ExportOptions, progress: Progress) -> dict[str, Runs]:
+    """What the components that are to be int8 are called with; nothing where there is none."""
+    unknown = sorted(set(options.precision) - {"", *(c.name for c in recipe.components)})
+    if unknown:
+        raise CompileError(
+            f"--precision names {', '.join(unknown)}; the components are {', '.join(c.name for c in recipe.components)}"
+        )
+    wanted = [c for c in recipe.components if options.precision_of(c.name) == "int8"]
+    if not wanted:
+        return {}
+    progress("calibration", "eager diffusers pipeline")
+    return recorded_calls(folder, wanted, options.calibration_prompts or CALIBRATION_PROMPTS, recipe.defaults)
+
+
+def _step_graphs(components: Mapping[str, ComponentSpec]) -> dict[str, StepGraph]:
+    """Of every denoiser, by name."""
+    denoisers = [component for component in components.values() if tuple(component.graphs) == SEGMENTS]
+    return {name: graph for denoiser in denoisers for name, graph in step_graphs(denoiser).items()}
+
+
 def _fused(compiled: Iterable[_Compiled]) -> dict[str, GraphFusion]:
     """Each graph by the name that the manifest gives it."""
     return {f"{c.recipe.name}.{name}": graph_fusion(model) for c in compiled for name, model in c.models.items()}
@@ -158,6 +246,7 @@ def _fused(compiled: Iterable[_Compiled]) -> dict[str, GraphFusion]:
 def _manifest(
     recipe: Recipe,
     components: Mapping[str, ComponentSpec],
+    steps: Mapping[str, StepGraph],
     scheduler: SchedulerSpec,
     tokenizers: Mapping[str, TokenizerSpec],
     fused: Mapping[str, GraphFusion],
@@ -169,8 +258,8 @@ def _manifest(
         target="cpu",
         components=components,
         dims=recipe.dims,
-        step_graphs={},
-        ops={op: registry.contract(op).version for op in used},
+        step_graphs={name: graph.spec for name, graph in steps.items()},
+        ops={op: registry.contract(op).version for op in used} | op_versions(steps),
         scheduler=scheduler,
         tokenizers=tokenizers,
         defaults=recipe.defaults,

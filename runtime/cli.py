@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
+from vitrify.engine.cache_presets import PREDICTORS, named_cache
 from vitrify.engine.errors import RequestError
-from vitrify.runtime.caching.presets import PREDICTORS, named_cache
 from vitrify.runtime.components import KEEP
 from vitrify.runtime.loader import load
 from vitrify.runtime.request import PromptTruncatedWarning

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrify.engine.cache_policy import Cache, FirstBlock
+from vitrify.engine.cache_presets import MEASURED, PRESETS, named_cache
 from vitrify.engine.component import PipelineConfig
 from vitrify.engine.errors import BackendError, RequestCancelled, RequestError, SpecError
 from vitrify.runtime.caching import segments
 from vitrify.runtime.caching.decisions import check_policy
-from vitrify.runtime.caching.presets import MEASURED, PRESETS, named_cache
+from vitrify.runtime.caching.probe import ProbeGraph
 from vitrify.runtime.caching.state import lane_state
 from vitrify.runtime.caching.summary import report
 from vitrify.runtime.components import KEEP, CompiledDenoiser
@@ -268,7 +269,8 @@ class CompiledPipeline(DiffusionPipeline):
                     predictions: dict[int, Array] = {}
                     for lane in running:
                         lane.load(latents)
-                        output = self.run_denoising_step(step, lane.cache_state, self.devices[0], plan=lane.plan, index=step)
+                        kwargs = {"plan": lane.plan, "index": step, "probe": lane.probe}
+                        output = self.run_denoising_step(step, lane.cache_state, self.devices[0], **kwargs)
                         predictions.update(lane.split(output))
                         if observe is not None:
                             observe(step, lane)
@@ -284,8 +286,11 @@ class CompiledPipeline(DiffusionPipeline):
         return latents
 
     def run_transformer(self, cache_state: DenoisingCacheState, **kwargs: Any) -> tuple[Array, ...]:
-        """A lane's step from its segments, in the documented form. kwargs: plan, a DenoiserPlan; index, its step."""
-        return segments.computed(self, cache_state, kwargs["plan"], kwargs["index"])
+        """A lane's step from its segments, in the documented form.
+
+        kwargs: plan, a DenoiserPlan; index, its step; probe, the lane's Probe where its cache needs one.
+        """
+        return segments.computed(cache_state, kwargs["plan"], kwargs["index"], kwargs.get("probe"))
 
     def run_skipped(self, cache_state: DenoisingCacheState, **kwargs: Any) -> Array:
         """A skipped step of a lane that holds its residual: embed, add, finish. kwargs: as in `run_transformer`."""
@@ -295,6 +300,7 @@ class CompiledPipeline(DiffusionPipeline):
         """Close every session once nobody uses it; later requests are a BackendError."""
         for name in self.components or {}:
             getattr(self, name).close()
+        self.probe_graph.close()
 
     def __enter__(self) -> Self:
         return self
@@ -315,6 +321,8 @@ class CompiledPipeline(DiffusionPipeline):
     def init_remaining_components(self) -> None:
         manifest = self.artifact.manifest
         self.scheduler = open_scheduler(manifest.scheduler.class_name, manifest.scheduler.config)
+        assert self.session is not None
+        self.probe_graph = ProbeGraph(self.artifact, self.session, keep=self.keep != "none")
         specs = manifest.tokenizers
         self.tokenizers = {name: Tokenizer.open(self.artifact.path(spec.path), spec) for name, spec in specs.items()}
 
@@ -350,6 +358,8 @@ class CompiledPipeline(DiffusionPipeline):
                 "residual_threshold: it acts with a first-block cache alone; set cache='first-block' or leave it unset"
             )
         if policy is not None:
+            if policy.probes:
+                self.probe_graph.check()
             try:
                 check_policy(policy, len(schedule), schedule.sigmas)
             except SpecError as error:
@@ -399,7 +409,10 @@ class CompiledPipeline(DiffusionPipeline):
         plan.condition(*self.feed(request, embeds))
         sigmas = request.schedule.sigmas.tolist()
         state = lane_state(request.cache, plan.hidden.last, plan.noise_pred, steps, sigmas, request.residual_threshold)
-        return Lane(branches, plan, state)
+        probe = None
+        if request.cache is not None and request.cache.probes:
+            probe = stack.enter_context(self.probe_graph.open(plan, state))
+        return Lane(branches, plan, state, probe)
 
     def _decoded(self, request: PreparedRequest, latents: Array) -> Array:
         with request.timed("decode"):

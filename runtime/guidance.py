@@ -17,6 +17,7 @@ from vitrify.runtime.values import check_dim
 if TYPE_CHECKING:
     from vitrify.engine.denoiser import DenoiserPlan
     from vitrify.engine.specs import Dim
+    from vitrify.runtime.caching.probe import Probe
     from vitrify.runtime.caching.state import DenoisingCacheState
 
 __all__ = ["Lane", "combine", "lanes"]
@@ -26,11 +27,15 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Lane:
-    """One denoiser call per step. branches: whose rows it holds, in their order; each branch has as many."""
+    """One denoiser call per step.
+
+    branches: whose rows it holds, in their order; each branch has as many. probe: None where no cache needs it.
+    """
 
     branches: tuple[int, ...]
     plan: DenoiserPlan
     cache_state: DenoisingCacheState
+    probe: Probe | None = None
 
     def load(self, latents: Array) -> None:
         """Give every branch the same latents, [rows, image_tokens, channels]."""

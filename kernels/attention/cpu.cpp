@@ -43,15 +43,6 @@ inline Place key_at(const AttentionHead& head, size_t key) {
   return {head.parts[second], (second ? key - head.parts[0].keys : key) * head.width};
 }
 
-// Has a row on its way into the cache before it is read: each lies in a page of its own, where no hardware looks ahead.
-constexpr size_t kRowsAhead = 8;
-inline void fetch(const float* row, size_t size) {
-  constexpr size_t kLine = 64 / sizeof(float);
-  for (size_t i = 0; i < size; i += kLine) {
-    __builtin_prefetch(row + i);
-  }
-}
-
 // One query or key as the product needs it: factor · x, normalised and turned where the head says so.
 inline void prepare(const AttentionHead& head, const float* x, const float* norm, size_t token, float factor,
                     float* y) {
@@ -83,8 +74,6 @@ void pack_queries(const AttentionHead& head, size_t first, size_t rows, float* p
       float* const row = panel + i * dim;
       const size_t token = first + start + i;
       if (start + i < rows) {
-        const Place ahead = token_at(head, smaller(token + kRowsAhead, head.tokens - 1));
-        fetch(ahead.part.q + ahead.row, dim);
         const Place at = token_at(head, token);
         prepare(head, at.part.q + at.row, at.part.q_norm, token, head.scale * kLog2E, row);
       } else {
@@ -152,10 +141,10 @@ void value_tile(const float* weights, const float* values, size_t count, bool fr
 // Adds the bias to scores[count][kRows] of the keys from `block` on, and hides those that a causal row may not see.
 void mask(const AttentionHead& head, size_t first, size_t rows, size_t block, size_t count, float* scores) {
   if (head.bias != nullptr) {
-    for (size_t row = 0; row < rows; ++row) {
-      const float* bias = head.bias + (first + row) * head.keys + block;
-      for (size_t k = 0; k < count; ++k) {
-        scores[k * kRows + row] += bias[k] * kLog2E;
+    const float* bias = head.bias + first * head.keys + block;
+    for (size_t k = 0; k < count; ++k) {  // A key at a time: gathered reads cost less than scattered writes.
+      for (size_t row = 0; row < rows; ++row) {
+        scores[k * kRows + row] += bias[row * head.keys + k] * kLog2E;
       }
     }
   }
@@ -225,9 +214,6 @@ void weigh_block(const AttentionHead& head, const float* queries, size_t first, 
 void attention_pack(const AttentionHead& head, size_t first, size_t last, float*) {
   const size_t dim = head.head_dim;
   for (size_t key = first; key < last; ++key) {
-    const Place ahead = key_at(head, smaller(key + kRowsAhead, head.keys - 1));
-    fetch(ahead.part.k + ahead.row, dim);
-    fetch(ahead.part.v + ahead.row, dim);
     const Place at = key_at(head, key);
     prepare(head, at.part.k + at.row, at.part.k_norm, key, 1.0F, head.packed_keys + key * dim);
     const float* from = at.part.v + at.row;
@@ -273,10 +259,6 @@ void attention_rows(const AttentionHead& head, size_t first, float* scratch) {
     for (size_t column = 0; column < dim; column += kPanel) {
       const float* values = head.packed_values + column * head.keys + block * kPanel;
       for (size_t tile = 0; tile < rows; tile += kTile) {
-        for (size_t row = tile; block + count == end && row < smaller(tile + kTile, rows); ++row) {
-          const Place to = token_at(head, first + row);
-          fetch(to.part.out + to.row + column, smaller(kPanel, dim - column));
-        }
         value_tile(scores + tile, values, count, block == 0, decay + tile, out + column * kRows + tile * kPanel);
       }
     }

@@ -11,7 +11,7 @@ from vitrify.engine.cache_policy import Cache, FirstBlock, Guards, Interval, Mag
 from vitrify.engine.errors import SpecError
 from vitrify.runtime.caching.state import DenoisingCacheState, Progress
 
-__all__ = ["check_policy", "decide", "difference_of_batch", "differences", "interval_skips", "resample"]
+__all__ = ["check_policy", "decide", "difference_of_batch", "differences", "interval_skips", "resample", "row_sums"]
 
 Array = npt.NDArray[Any]
 
@@ -47,19 +47,21 @@ def interval_skips(decision: Any, step: int) -> bool:
     return step >= warmup and (step - warmup - 1) % decision.interval != 0
 
 
-def differences(residual: Array, reference: Array) -> tuple[float, ...]:
-    """mean|r − r_ref| / mean|r_ref| of each row, from float32 sums. residual, reference: [B, S, D]. NaN where both are zero."""
-    result = []
-    for row, ref in zip(residual.reshape(len(residual), -1), reference.reshape(len(reference), -1), strict=True):
-        moved, size = _sums(row, ref)
-        result.append(moved / size if size else float("inf") if moved else float("nan"))
-    return tuple(result)
+def row_sums(residual: Array, reference: Array) -> Array:
+    """Σ|r − r_ref| and Σ|r_ref| of each row, [B, 2], from float32 sums within a chunk. residual, reference: [B, S, D]."""
+    rows = zip(residual.reshape(len(residual), -1), reference.reshape(len(reference), -1), strict=True)
+    return np.array([_sums(row, ref) for row, ref in rows])
 
 
-def difference_of_batch(residual: Array, reference: Array) -> float:
-    """mean|r − r_prev| / (mean|r_prev| + 1e-9) over the whole batch, as release 26.7 of MAX measures it."""
-    moved, size = _sums(residual.reshape(-1), reference.reshape(-1))
-    return (moved / residual.size) / (size / residual.size + 1e-9)
+def differences(sums: Array) -> tuple[float, ...]:
+    """mean|r − r_ref| / mean|r_ref| of each row. sums: as `row_sums` gives them. NaN where both are zero."""
+    return tuple(moved / size if size else float("inf") if moved else float("nan") for moved, size in sums.tolist())
+
+
+def difference_of_batch(sums: Array, values: int) -> float:
+    """mean|r − r_prev| / (mean|r_prev| + 1e-9) over the whole batch of `values` elements, as release 26.7 of MAX measures it."""
+    moved, size = (float(total) for total in sums.sum(axis=0, dtype=np.float64))
+    return (moved / values) / (size / values + 1e-9)
 
 
 def resample(ratios: tuple[float, ...], count: int) -> tuple[float, ...]:

@@ -1,7 +1,7 @@
 """A lane's step made of the denoiser's segments: what runs when a step is computed, and what when something stands in.
 
 Computed: embed, first, rest, finish. A first-block skip: embed, first, add, finish. A static skip that holds the residual of
-all blocks: embed, add, finish. A predicted output: none.
+all blocks: embed, add, finish. A predicted output: none. A first-block decision puts its probe between first and rest.
 """
 
 from __future__ import annotations
@@ -11,20 +11,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from vitrify.engine.errors import SpecError
 from vitrify.runtime.caching.predictors import landing, predict, record
+from vitrify.runtime.caching.step import probed
 
 if TYPE_CHECKING:
     from vitrify.engine.denoiser import DenoiserPlan
+    from vitrify.runtime.caching.probe import Probe
     from vitrify.runtime.caching.state import DenoisingCacheState
-    from vitrify.runtime.pipeline import DiffusionPipeline
 
 __all__ = ["computed", "skipped"]
 
 Array = npt.NDArray[Any]
 
 
-def computed(pipeline: DiffusionPipeline, state: DenoisingCacheState, plan: DenoiserPlan, index: int) -> tuple[Array, ...]:
-    """`run_transformer` of a compiled pipeline: step `index` of this lane's plan, with what its cache keeps of it."""
+def computed(state: DenoisingCacheState, plan: DenoiserPlan, index: int, probe: Probe | None) -> tuple[Array, ...]:
+    """`run_transformer` of a compiled pipeline: step `index` of this lane's plan, with what its cache keeps of it.
+
+    probe: of the lane, where its cache decides by the first block.
+    """
     policy = state.policy
     if policy is None:
         return (plan.step(index),)
@@ -34,10 +39,12 @@ def computed(pipeline: DiffusionPipeline, state: DenoisingCacheState, plan: Deno
         if state.of == "residual":
             record(state, np.subtract(hidden.last, hidden.embedded, out=landing(state)))
         return (noise_pred,)
+    if probe is None or state.candidate is None or state.residual_threshold is None:
+        raise SpecError("a first-block decision needs the lane's probe and the request's threshold; make the lane with denoise")
     plan.select(index)
     plan.run("embed")
     plan.run("first")
-    residual = np.subtract(hidden.first, hidden.embedded, out=state.candidate)
+    sums = probe.run(state)
 
     def compute() -> Array:
         plan.run("rest")
@@ -53,7 +60,9 @@ def computed(pipeline: DiffusionPipeline, state: DenoisingCacheState, plan: Deno
         plan.run("finish")
         return plan.noise_pred
 
-    return pipeline.first_block(state, residual, compute, finish if state.of == "residual" else None)
+    return probed(
+        state, state.candidate, compute, finish if state.of == "residual" else None, state.residual_threshold, sums=sums
+    )
 
 
 def skipped(state: DenoisingCacheState, plan: DenoiserPlan, index: int) -> Array:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from vitrify.engine.cache_policy import Cache
 from vitrify.engine.errors import SpecError
-from vitrify.runtime.caching.decisions import check_policy, decide, difference_of_batch, differences
+from vitrify.runtime.caching.decisions import check_policy, decide, difference_of_batch, differences, row_sums
 from vitrify.runtime.caching.predictors import miss, predict, record
 from vitrify.runtime.caching.state import DenoisingCacheState, StepRecord, allocate
 
@@ -58,11 +58,14 @@ def probed(
     compute: Callable[[], Array],
     finish: Callable[[Array], Array] | None,
     threshold: float,
+    *,
+    sums: Array | None = None,
 ) -> tuple[Array, Array]:
     """The first-block decision inside `run_transformer`: (reference, noise_pred).
 
     residual: [B, S, D], block 0's output − input. compute: gives the remaining blocks' residual with `finish`, else noise_pred.
-    finish: remaining residual → noise_pred. Raises SpecError for a state or predictor that this call does not fit.
+    finish: remaining residual → noise_pred. sums: Σ|r − r_ref| and Σ|r_ref| of each row, [B, 2], where a graph has measured them.
+    Raises SpecError for a state or predictor that this call does not fit.
     """
     policy = state.policy
     if policy is None or not policy.probes:
@@ -77,7 +80,7 @@ def probed(
             allocate(state, state.prev_output.shape)
     if state.of == "residual" and finish is None:
         raise SpecError("first_block was called without finish, so a residual cannot stand in; pass finish, or hold the output")
-    _measure(state, residual, reference, threshold)
+    _measure(state, residual, reference, sums, threshold)
     if state.computed:
         value = compute()
         if finish is None:
@@ -91,13 +94,12 @@ def probed(
     return (residual if policy.compat == "max" else reference), noise_pred
 
 
-def _measure(state: DenoisingCacheState, residual: Array, reference: Array, threshold: float) -> None:
+def _measure(state: DenoisingCacheState, residual: Array, reference: Array, sums: Array | None, threshold: float) -> None:
     """Set `state.computed`: a lane skips only if every row would."""
-    progress = state.progress
-    if state.policy is not None and state.policy.compat == "max":
-        progress.differences = (difference_of_batch(residual, reference),)
-    elif not progress.forced:
-        progress.differences = differences(residual, reference)
+    progress, compat = state.progress, state.policy is not None and state.policy.compat == "max"
+    if compat or not progress.forced:
+        sums = row_sums(residual, reference) if sums is None else sums
+        progress.differences = (difference_of_batch(sums, residual.size),) if compat else differences(sums)
     state.computed = progress.forced or not all(d < threshold for d in progress.differences or ())
 
 

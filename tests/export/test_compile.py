@@ -97,6 +97,7 @@ def test_weights_are_the_sources_bytes_once_and_graphs_are_small(source: Path, t
     written = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
     assert written == {
         *("manifest.json", "manifest.sha256", "source/LICENSE", "source/README.md", ENCODER, DENOISER, "encoder/model.onnx"),
+        "step/residual_diff.onnx",
         *(f"denoiser/{segment}.onnx" for segment in SEGMENTS),
     }
     values = [t.float().numpy().astype("<f4").tobytes() for t in load_file(source / DENOISER).values() if t.numel() > 8]

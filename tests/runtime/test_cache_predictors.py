@@ -9,7 +9,7 @@ import pytest
 
 from vitrify.engine.cache_policy import Cache, Guards, Hold, Interval, Mask, Taylor
 from vitrify.engine.errors import SpecError
-from vitrify.runtime.caching.decisions import check_policy, decide, difference_of_batch, differences, resample
+from vitrify.runtime.caching.decisions import check_policy, decide, difference_of_batch, differences, resample, row_sums
 from vitrify.runtime.caching.predictors import landing, predict, record
 from vitrify.runtime.caching.state import DenoisingCacheState, allocate, lane_state
 from vitrify.runtime.caching.step import denoising_step
@@ -62,6 +62,16 @@ def test_polynomials_up_to_the_order(order: int, degree: int, compat: Any, into_
         assert np.abs(prediction(state, 12) - value(12)).max() > 1
     elif compat == "max":
         np.testing.assert_allclose(prediction(state, 12), value(12), rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_values_of_more_than_one_block(order: int) -> None:
+    """Each element of a long value is extrapolated, the last and shorter block's too."""
+    state = DenoisingCacheState(policy=Cache(Interval(), Taylor(order, "output")), of="output")
+    first = np.random.default_rng(0).integers(-8, 9, (1, 1, 2 * 32_768 + 5)).astype(np.float32)
+    for step in (0, 1, 2):
+        compute(state, step, first * step)
+    assert np.array_equal(prediction(state, 7), first * 7)
 
 
 @pytest.mark.parametrize("predictor", [Hold("output"), Taylor(1, "output"), Taylor(2, "output")])
@@ -172,14 +182,14 @@ def test_differences() -> None:
     rng = np.random.default_rng(0)
     reference, residual = (rng.standard_normal((3, 700, 130)).astype(np.float32) for _ in range(2))
     reference[2] = 0
-    got = differences(residual, reference)
+    got = differences(row_sums(residual, reference))
     wide, wide_ref = residual.astype(np.float64), reference.astype(np.float64)
     for row in range(2):
         assert got[row] == pytest.approx(np.abs(wide[row] - wide_ref[row]).mean() / np.abs(wide_ref[row]).mean(), rel=1e-6)
     assert got[2] == float("inf")
-    assert np.isnan(differences(reference[2:], reference[2:])[0])
+    assert np.isnan(differences(row_sums(reference[2:], reference[2:]))[0])
     expected = np.abs(wide - wide_ref).mean() / (np.abs(wide_ref).mean() + 1e-9)
-    assert difference_of_batch(residual, reference) == pytest.approx(expected, rel=1e-6)
+    assert difference_of_batch(row_sums(residual, reference), residual.size) == pytest.approx(expected, rel=1e-6)
 
 
 def test_resampling_a_table() -> None:

@@ -51,12 +51,16 @@ _HIDDEN = ("batch", "image_tokens", CHANNELS)
 _TABLES = [_tensor(f"{segment}_modulation", "condition_rows", CHANNELS) for segment in ("first", "finish")]
 _FROM_CONDITION = [_tensor(t.name, "batch", CHANNELS) for t in _TABLES]
 _LATENTS, _H0, _H1, _HN = (_tensor(name, *_HIDDEN) for name in ("latents", "h0", "h1", "hn"))
+_REFERENCE, _RESIDUAL = (_tensor(name, *_HIDDEN) for name in ("r_ref", "r"))
 _CONTEXT = _tensor("context", "batch", "text_tokens", CHANNELS)
 _ROTARIES = [_tensor("text_rotary", "text_tokens", ROTARY), _tensor("image_rotary", "image_tokens", ROTARY)]
 
 
 def _graph(path: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> GraphSpec:
     return GraphSpec(path, tuple(inputs), tuple(outputs))
+
+
+RESIDUAL_DIFF = _graph("step/residual_diff.onnx", [_H1, _H0, _REFERENCE], [_RESIDUAL, _tensor("sums", "batch", 2)])
 
 
 def _graphs(guidance: bool) -> dict[str, dict[str, GraphSpec]]:
@@ -125,6 +129,11 @@ def _condition(inputs: Mapping[str, Array]) -> dict[str, Array]:
     }
 
 
+def residual_diff(h1: Array, h0: Array, r_ref: Array) -> dict[str, Array]:
+    r = h1 - h0
+    return {"r": r, "sums": np.stack([np.abs(r - r_ref).sum(axis=(1, 2)), np.abs(r_ref).sum(axis=(1, 2))], axis=1)}
+
+
 FUNCTIONS: dict[str, Callable[[Mapping[str, Array]], dict[str, Array]]] = {
     "text_encoder/model.onnx": lambda i: {"pooled_projections": clip(i["input_ids"])},
     "text_encoder_2/model.onnx": lambda i: {"prompt_embeds": t5(i["input_ids"])},
@@ -133,6 +142,7 @@ FUNCTIONS: dict[str, Callable[[Mapping[str, Array]], dict[str, Array]]] = {
     "transformer/first.onnx": lambda i: {"h1": first(**i)},
     "transformer/rest.onnx": lambda i: {"hn": rest(**i)},
     "transformer/finish.onnx": lambda i: {"noise_pred": finish(**i)},
+    "step/residual_diff.onnx": lambda i: residual_diff(**i),
     "vae/model.onnx": lambda i: {"image": vae(i["latents"])},
 }
 
@@ -242,7 +252,7 @@ def make_artifact(
         "vae": {"latent_channels": LATENT_CHANNELS, "block_out_channels": [4, 4]},
     }
     components = {}
-    files = {}
+    files = {RESIDUAL_DIFF.path: FileEntry("0" * 64, 0)}
     for name, graphs in _graphs(guidance).items():
         weights = f"{name}/model.safetensors"
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -264,7 +274,7 @@ def make_artifact(
         target="cpu",
         components=components,
         dims={**DIMS, **({"batch": batch} if batch else {})},
-        step_graphs={},
+        step_graphs={"residual_diff": RESIDUAL_DIFF},
         ops={},
         scheduler=SchedulerSpec("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}),
         tokenizers=specs,
