@@ -16,6 +16,9 @@ from vitrify.bench.jobs import run_job
 
 __all__ = ["BUILDS", "GivenModel", "Prepared", "prepare"]
 
+_CALIBRATION = ("a bowl of soup", "a ship", "old book")
+"""Other prompts than those that are drawn."""
+
 _EXPORTERS = ("diffusers", "onnx", "onnx-ir", "onnxscript", "torch", "transformers")
 
 
@@ -67,8 +70,8 @@ def _prepare_here(one: Case, cache: Path, sample: Path, builds: Iterable[str], g
     source, stamp = _source(one, cache, sample) if given is None else (given.source, _stamp(given.source))
     size = {"rows": one.rows, "columns": one.columns, "text": one.text_tokens, "batch": one.batch}
     key = {"source": stamp, "size": size, "packages": package_versions(_EXPORTERS)}
+    compiler = code_digest("vitrify.engine", "vitrify.export", "vitrify.kernels")
     if given is None:
-        compiler = code_digest("vitrify.engine", "vitrify.export", "vitrify.kernels")
         artifact = built(
             cache,
             f"artifact-{one.model_name}",
@@ -83,7 +86,8 @@ def _prepare_here(one: Case, cache: Path, sample: Path, builds: Iterable[str], g
         for step in (*_NEEDED.get(kind, ()), kind):
             if step not in found:
                 build, makers = BUILDS[step]
-                kept = {**key, "makers": package_versions(makers), "code": code_digest(build.__module__)}
+                code = compiler if step in _OWN else code_digest(build.__module__)
+                kept = {**key, "makers": package_versions(makers), "code": code}
                 found[step] = built(cache, f"{step}-{one.model_name}", kept, partial(build, one, source, dict(found)))
     return Prepared(source, artifact, found)
 
@@ -109,9 +113,9 @@ def _stamp(folder: Path) -> Any:
     return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(folder.rglob("*.safetensors"))]
 
 
-def _compile(one: Case, source: Path, folder: Path) -> None:
+def _compile(one: Case, source: Path, folder: Path, precision: str = "fp32") -> None:
     from vitrify.export.compile import compile_pipeline
-    from vitrify.export.options import ExportOptions, Range
+    from vitrify.export.options import ExportOptions, Range, parse_precision
 
     options = ExportOptions(
         height=Range(one.height_px, one.height_px, one.height_px),
@@ -119,9 +123,15 @@ def _compile(one: Case, source: Path, folder: Path) -> None:
         batch=Range(1, one.batch, max(2, one.batch)),
         max_sequence_length=Range(one.text_tokens, one.text_tokens, one.text_tokens),
         defaults=one.defaults,
+        precision=parse_precision(precision),
+        calibration_prompts=_CALIBRATION,
     )
     folder.mkdir()
     compile_pipeline(source, folder / "artifact", options)
+
+
+def _ours(precision: str, one: Case, source: Path, _found: Mapping[str, Path], folder: Path) -> None:
+    _compile(one, source, folder, precision)
 
 
 def _plain(one: Case, source: Path, _found: Mapping[str, Path], folder: Path) -> None:
@@ -150,6 +160,8 @@ def _openvino_models(one: Case, source: Path, _found: Mapping[str, Path], folder
 
 
 BUILDS: Mapping[str, tuple[Callable[[Case, Path, Mapping[str, Path], Path], None], tuple[str, ...]]] = {
+    "vitrify-bf16": (partial(_ours, "bf16"), _EXPORTERS),
+    "vitrify-int8": (partial(_ours, "int8"), _EXPORTERS),
     "plain": (_plain, ("onnx", "onnxscript")),
     "openvino": (_openvino, ("openvino",)),
     "openvino-int8": (_openvino_int8, ("nncf", "openvino")),
@@ -157,6 +169,7 @@ BUILDS: Mapping[str, tuple[Callable[[Case, Path, Mapping[str, Path], Path], None
 }
 """Kind → what builds it from (case, source, builds so far) into a new folder, and the packages that its bytes follow from."""
 
+_OWN = ("vitrify-bf16", "vitrify-int8")
 _NEEDED: Mapping[str, tuple[str, ...]] = {"openvino-int8": ("openvino",)}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vitrify.bench.loop import timed_pipeline
+from vitrify.bench.peers.ours import ARTIFACT
 from vitrify.bench.peers.peer import PICTURE, Peer
 from vitrify.bench.picture_inputs import PictureInputs
 from vitrify.engine.session import Array
@@ -15,12 +16,17 @@ __all__ = ["OurPictures"]
 
 
 class OurPictures(Peer):
-    """cache: the step cache's name, `none` for every step computed. The parts of a picture are the graphs it ran."""
+    """cache: the step cache's name, `none` for every step computed. The parts of a picture are the graphs it ran.
+
+    build: the artifact prepared under that name, in another precision; the case's own if not given.
+    """
 
     inputs_type = PictureInputs
 
-    def __init__(self, *, cache: str, **given: Any) -> None:
+    def __init__(self, *, cache: str, build: str | None = None, **given: Any) -> None:
         super().__init__(**given)
+        if build is not None:
+            self.artifact = self.build(build) / ARTIFACT
         self._cache = cache
 
     def open(self) -> None:

@@ -17,17 +17,25 @@ from vitrify.engine.denoiser import Denoiser
 from vitrify.engine.session import Array
 from vitrify.runtime.rotary import rotary_table
 
-__all__ = ["CONDITION", "Ours"]
+__all__ = ["ARTIFACT", "CONDITION", "Ours"]
+
+ARTIFACT = "artifact"
+"""Its folder in what was prepared."""
 
 CONDITION = "condition"
 _THETA = 10_000.0
 
 
 class Ours(Peer):
-    """Times a step, and apart from it `condition` for all steps. Its parts are the segments, by their graphs' paths."""
+    """Times a step, and apart from it `condition` for all steps. Its parts are the segments, by their graphs' paths.
 
-    def __init__(self, **given: Any) -> None:
+    build: the artifact prepared under that name, in another precision; the case's own if not given.
+    """
+
+    def __init__(self, *, build: str | None = None, **given: Any) -> None:
         super().__init__(**given)
+        if build is not None:
+            self.artifact = self.build(build) / ARTIFACT
         self._stack = contextlib.ExitStack()
 
     def open(self) -> None:

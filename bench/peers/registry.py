@@ -61,6 +61,9 @@ _PICTURE_TOLERANCE: Mapping[Precision, float] = {"fp32": 2e-3, "bf16": 1e-1, "in
 
 _CACHED_TOLERANCE = 3e-1
 
+_LOWERED: Mapping[Precision, str] = {"bf16": f"{OURS}-bf16", "int8": f"{OURS}-int8"}
+"""Precision → what is prepared for ours in it."""
+
 _OPENVINO = ("openvino",)
 _INT8 = ("openvino", "nncf")
 _CXX = ("c++",)
@@ -88,6 +91,17 @@ STEP_PEERS: Mapping[str, PeerSpec] = {
     spec.name: spec
     for spec in (
         _step(OURS, "the compiled artifact, condition spread over the steps", _OURS, "fp32", {}),
+        *(
+            _step(
+                f"{OURS}-{precision}",
+                f"exported with --precision {precision}",
+                _OURS,
+                precision,
+                {"build": build},
+                (build,),
+            )
+            for precision, build in _LOWERED.items()
+        ),
         _step("plain-ort", "ONNX Runtime on the unsplit float32 export", _PLAIN, "fp32", {}, ("plain",)),
         _step(REFERENCE, "diffusers, eager PyTorch, float32", _EAGER, "fp32", {"dtype": "float32"}),
         _step("eager-bf16", "diffusers, eager PyTorch, bfloat16", _EAGER, "bf16", {"dtype": "bfloat16"}),
@@ -128,6 +142,18 @@ PICTURE_PEERS: Mapping[str, PeerSpec] = {
             "fp32",
             _PICTURE_TOLERANCE["fp32"],
             {"cache": "none"},
+        ),
+        *(
+            PeerSpec(
+                f"{OURS}-{precision}",
+                f"exported with --precision {precision}",
+                _OUR_PICTURES,
+                precision,
+                _PICTURE_TOLERANCE[precision],
+                {"cache": "none", "build": build},
+                (build,),
+            )
+            for precision, build in _LOWERED.items()
         ),
         _picture(REFERENCE, "diffusers' FluxPipeline, eager, float32", "fp32", {"dtype": "float32", "engine": "eager"}),
         _picture("eager-bf16", "diffusers' FluxPipeline, eager, bfloat16", "bf16", {"dtype": "bfloat16", "engine": "eager"}),

@@ -17,11 +17,12 @@ from vitrify.kernels.aot.targets import CARDS, Card
 
 __all__ = ["SIZES", "Estimate", "estimate", "occupancy", "rows", "table"]
 
-_HIDDEN = {"batch": 1, "tokens": 4096, "width": 3072, "columns": 18432}
-_ROW = {**_HIDDEN, "width": "min(BLOCK, 3072)"}
-_HEADS = {"batch": 1, "width": 3072, "heads": "3072 / HEAD_DIM"}
-_JOINT = {**_HEADS, "tokens_0": 4608, "keys": 4608}
-_LINEAR = {"batch": 1, "tokens": 4096, "in_0": 3072, "out": 12288, "columns": 18432}
+_Sizes = dict[str, int | str]
+_HIDDEN: _Sizes = {"batch": 1, "tokens": 4096, "width": 3072, "columns": 18432}
+_ROW: _Sizes = {**_HIDDEN, "width": "min(BLOCK, 3072)"}
+_HEADS: _Sizes = {"batch": 1, "width": 3072, "heads": "3072 / HEAD_DIM"}
+_JOINT: _Sizes = {**_HEADS, "tokens_0": 4608, "keys": 4608}
+_LINEAR: _Sizes = {"batch": 1, "tokens": 4096, "in_0": 3072, "out": 12288, "columns": 18432}
 
 SIZES: Mapping[str, Mapping[str, int | str]] = {
     "ada_layer_norm": _ROW,

@@ -291,16 +291,20 @@ void compute(const NodeKernel& me, OrtKernelContext* context) {
   me.kernel->run(inputs, outputs, Parallel(&run_on_pool, pool, threads));
 }
 
-// Whichever of the family takes these element types; `self` where none does.
-const WrappedOperator& fitting(const WrappedOperator& self, const ONNXTensorElementDataType* types) {
-  const int count = self.op().input_count;
+// Whichever of the family takes these element types, `self` where none does; null where several do that give others.
+const WrappedOperator* fitting(const WrappedOperator& self, const ONNXTensorElementDataType* types) {
+  const WrappedOperator* found = nullptr;
   for (const WrappedOperator& member : self.family->members) {
-    int same = 0;
-    while (same < count && types[same] == element_type(member.inputs[same]))
-      ++same;
-    if (same == count) return member;
+    bool same = true;
+    for (int i = 0; i < self.op().input_count; ++i)
+      same = same && types[i] == element_type(member.inputs[i]);
+    if (!same) continue;
+    for (int i = 0; found != nullptr && i < self.op().output_count; ++i) {
+      if (found->outputs[i] != member.outputs[i]) return nullptr;
+    }
+    found = &member;
   }
-  return self;
+  return found == nullptr ? &self : found;
 }
 
 // Gives each output the dtype, and the sizes and names that the inputs have for its dimensions, as far as they are
@@ -331,7 +335,8 @@ void infer(const WrappedOperator& self, OrtShapeInferContext* context) {
       if (symbol.empty()) symbol = names[axis];
     }
   }
-  const WrappedOperator& typed = fitting(self, types);
+  const WrappedOperator* const typed = fitting(self, types);
+  if (typed == nullptr) return;  // The graph's own types say which it is.
   for (int i = 0; i < op.output_count; ++i) {
     const auto rank = static_cast<size_t>(op.outputs[i].rank);
     int64_t dims[kMaxRank];
@@ -351,7 +356,7 @@ void infer(const WrappedOperator& self, OrtShapeInferContext* context) {
     if (!known) continue;  // A size of -1 without a name would be taken for a size.
     OwnedShape shape(api);
     check(api.CreateTensorTypeAndShapeInfo(shape.out()));
-    check(api.SetTensorElementType(shape.get(), element_type(typed.outputs[i])));
+    check(api.SetTensorElementType(shape.get(), element_type(typed->outputs[i])));
     check(api.SetDimensions(shape.get(), dims, rank));
     check(api.SetSymbolicDimensions(shape.get(), names, rank));
     check(api.ShapeInferContext_SetOutputTypeShape(context, static_cast<size_t>(i), shape.get()));

@@ -1,7 +1,7 @@
 """The part of ONNX Runtime that calls the op library, run as a script: no ONNX Runtime for CUDA is needed to drive the CUDA ops.
 
 Reads JSON from standard input: `library`, `stream`, and `calls`, each an op, the provider, inputs (name → [dtype, shape,
-address]), outputs (name → address) and attributes. Writes what each call answers: an error's words, or the outputs as
+address]), outputs (name → [dtype, address]) and attributes. Writes what each call answers: an error's words, or the outputs as
 [dtype, shape].
 """
 
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-_ELEMENTS = {"float32": 1, "float16": 10, "bfloat16": 16}
+_ELEMENTS = {"float32": 1, "int8": 3, "float16": 10, "bfloat16": 16}
 _DTYPES = {number: name for name, number in _ELEMENTS.items()}
 _P, _I64, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t, ctypes.c_int
 
@@ -56,7 +56,7 @@ def _get_input(_context: int, index: int, out: int) -> int:
 def _get_output(_context: int, index: int, dims: int, rank: int, out: int) -> int:
     shape = list(ctypes.cast(dims, ctypes.POINTER(_I64))[:rank])
     _call["shapes"][index] = shape
-    _set(out, _hand_out(("", shape, list(_call["outputs"].values())[index])))
+    _set(out, _hand_out(("", shape, list(_call["outputs"].values())[index][1])))
     return 0
 
 
@@ -66,7 +66,9 @@ def _copy_handle(value: int, out: int) -> int:
 
 
 def _dimensions(info: int, dims: int, rank: int) -> int:
-    ctypes.cast(dims, ctypes.POINTER(_I64))[:rank] = _kept[info][1]
+    target = ctypes.cast(dims, ctypes.POINTER(_I64))
+    for axis in range(rank):
+        target[axis] = _kept[info][1][axis]
     return 0
 
 
@@ -166,10 +168,8 @@ def main() -> None:
         _attributes.update(call["attributes"])
         _call.clear()
         _call.update(call, stream=work["stream"], shapes={})
-        types = [row[0] for row in call["inputs"].values()]
-        ((op, outputs),) = [
-            (op, row[3]) for op, row in zip(_ops, signatures, strict=True) if row[:3] == (call["op"], call["provider"], types)
-        ]
+        wanted = (call["op"], call["provider"], *([row[0] for row in call[part].values()] for part in ("inputs", "outputs")))
+        ((op, outputs),) = [(op, row[3]) for op, row in zip(_ops, signatures, strict=True) if row == wanted]
         said = _run(op)
         answers.append(said or [[dtype, _call["shapes"][i]] for i, dtype in enumerate(outputs)])
     registered = [row[0] for row in signatures if row[1] == "CUDAExecutionProvider"]

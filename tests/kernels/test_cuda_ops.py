@@ -74,7 +74,7 @@ def node(op: str, activation: DType) -> dict[str, Any]:
         "op": op,
         "provider": CUDA,
         "inputs": {t.name: [dtypes[t.name].value, t.resolve(case.dims), call["tensors"][t.name]] for t in contract.inputs},
-        "outputs": {t.name: call["tensors"][t.name] for t in contract.outputs},
+        "outputs": {t.name: [dtypes[t.name].value, call["tensors"][t.name]] for t in contract.outputs},
         "attributes": dict(case.attributes),
         "launcher": call,
     }
@@ -89,7 +89,7 @@ def test_a_node_becomes_launches_on_the_runtimes_stream(installation: Installati
     assert said["answers"] == [[[dtypes[t.name].value, list(t.resolve(case.dims))] for t in contract.outputs]]
     assert [row for row in asked if row["call"] == "launch"] == expected(call["launcher"])
     sizes = scratch_elements(programs()[op], case.dims, case.attributes)
-    allocated = [{"call": "allocate", "bytes": 2 * count, "stream": STREAM} for count in sizes.values()]
+    allocated = [{"call": "allocate", "bytes": n * dtypes[name].itemsize, "stream": STREAM} for name, n in sizes.items()]
     freed = [{"call": "free", "address": SCRATCH + (i << 20), "stream": STREAM} for i in range(len(sizes))]
     assert [row for row in asked if row["call"] == "allocate"] == allocated
     assert asked[len(asked) - len(freed) :] == freed
