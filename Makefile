@@ -14,6 +14,10 @@ ROOMS := engine kernels export runtime bench
 CXX_SOURCES := $(sort $(wildcard kernels/*.cpp kernels/*.h kernels/*/*.cpp kernels/*/*.h))
 FORMATTED := $(CXX_SOURCES) bench/register_peaks.cpp
 TYPING := .typing/vitrify/py.typed
+# torch's CUDA build wants a Triton of its own; the kernels want this one, and torch runs without.
+TRITON := $(shell sed -n 's/^kernels = \["\(triton==[^"]*\)"\]$$/\1/p' pyproject.toml)
+
+INTERPRETED := tests/kernels/interpreted
 
 SAMPLE := examples/emoji_flux
 DEMO := build/demo
@@ -22,7 +26,7 @@ EXPORTED := $(DEMO)/.exported
 EXPORT_SOURCES := $(sort $(shell find engine kernels export -name '*.py' -o -name '*.cpp' -o -name '*.h'))
 SAMPLE_FILES := $(sort $(shell find $(SAMPLE) -name '*.json' -o -name '*.safetensors' 2>/dev/null))
 
-.PHONY: help setup native demo test test-slow check check-style check-types check-imports check-native format bench clean
+.PHONY: help setup native cubins demo test test-slow check check-style check-types check-imports check-native format bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +36,7 @@ help:
 	@echo "make bench      measure, with peers in the same run"
 	@echo "make setup      create $(VENV) and install everything in it"
 	@echo "make native     rebuild the C++ operator library"
+	@echo "make cubins     compile the GPU kernels, no GPU needed (an hour of one core)"
 	@echo "make format     rewrite the sources in the house style"
 	@echo "make clean      remove what was built; the environment stays"
 
@@ -42,12 +47,13 @@ setup: $(STAMP) native $(TYPING)
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found; name another Python >= 3.11: make PYTHON=python3.12 setup"; exit 1; }
 	@command -v c++ >/dev/null || { echo "No C++ compiler (c++) was found; install g++ or clang, then run make again"; exit 1; }
-	@echo "Setting up $(VENV): the first time this downloads about 400 MB (torch is 190 MB of it) and takes 1.6 GB on disk."
+	@echo "Setting up $(VENV): the first time this downloads about 700 MB (torch 190, triton 285) and takes 2.6 GB on disk."
 	@echo "Where the package index serves torch with CUDA it is 3 GB and more; README.md says how to choose the CPU build."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt scikit-build-core cmake ninja
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --no-build-isolation \
 	  --config-settings=build-dir=$(NATIVE_BUILD) --editable '.[cpu,export,dev]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps $(TRITON)
 	@# It puts this folder's parent on sys.path too, where any neighbour (a clone of triton) would pass for a package.
 	@sed -i '\#^$(abspath ..)$$#d' $(VENV)/lib/python3*/site-packages/_editable_skbc_vitrify.pth
 	@touch $@
@@ -59,6 +65,9 @@ $(LIBRARY): $(STAMP) CMakeLists.txt $(CXX_SOURCES)
 	  -DCMAKE_BUILD_TYPE=Release -DSKBUILD_STATE=editable >/dev/null
 	$(BIN)/cmake --build $(NATIVE_BUILD)
 	@touch $@
+
+cubins: setup
+	$(BIN)/vitrify kernels build
 
 # Type checkers cannot follow the editable install's redirect: a tree of links with the installed names.
 $(TYPING): Makefile
@@ -80,11 +89,14 @@ $(EXPORTED): $(LIBRARY) $(SAMPLE_FILES) $(EXPORT_SOURCES)
 	  --default-num-inference-steps 20 --default-true-cfg-scale 2.0 --default-negative-prompt ""
 	@touch $@
 
+# Triton interprets or compiles, for the life of a process: its interpreter's tests are a run of their own.
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(INTERPRETED)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not device" --timeout 3600 $(PYTEST_ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "slow and not device" --timeout 3600 $(INTERPRETED)
 
 # ---- what a change must pass
 
@@ -114,5 +126,5 @@ bench: setup
 	$(BIN)/vitrify bench run
 
 clean:
-	rm -rf build .typing $(LIBRARY) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build .typing $(LIBRARY) engine/native/cubins .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find $(ROOMS) tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

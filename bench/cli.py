@@ -1,4 +1,4 @@
-"""`vitrify bench`: run (peers in turns), compare, report; export, startup, ops (ours alone); caches (a study)."""
+"""`vitrify bench`: run (peers in turns), compare, report; export, startup, ops, skips (ours alone); caches (a study)."""
 
 from __future__ import annotations
 
@@ -261,6 +261,35 @@ def ops(cases: tuple[str, ...], rounds: int, level: str | None, threads: int | N
 
 
 @bench.command()
+@click.option("--case", type=click.Choice(_MODELS), default="flux-146m", show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Each visits every kind of skip.")
+@_threads
+@_json
+@_cache
+@_sample
+def skips(case: str, rounds: int, threads: int | None, json_file: Path | None, cache: Path, sample: Path) -> None:
+    """Time a skipped step of each kind, and the first block's probe, against a computed step.
+
+    Ends with an error where one takes more than it may.
+    """
+    from vitrify.bench.document import document, write_json
+    from vitrify.bench.machine import this_machine
+    from vitrify.bench.prepare import prepare
+    from vitrify.bench.report import skips_table
+    from vitrify.bench.skips import measure_skips
+
+    count = threads or available_cpus()
+    prepared = prepare(CASES[case], cache.resolve(), sample.resolve(), builds=(), threads=count)
+    found = measure_skips(prepared.artifact, rounds=rounds, threads=count)
+    _print([skips_table(case, found)])
+    if json_file is not None:
+        write_json(json_file, document("skips", this_machine(), [one.to_json() for one in found]))
+    missed = [one.kind for one in found if not one.kept]
+    if missed:
+        raise VitrifyError(f"{case}: more than it may take: {', '.join(missed)}")
+
+
+@bench.command()
 @click.argument("artifact", type=_PATH)
 @click.option(
     "--names", type=_PATH, default=Path("examples/emoji_flux/names.txt"), show_default=True, help="What the sample knows."
@@ -271,7 +300,7 @@ def ops(cases: tuple[str, ...], rounds: int, level: str | None, threads: int | N
 def caches(artifact: Path, names: Path, out: Path, stage: str | None, cache: Path) -> None:
     """Study step caches on the sample's ARTIFACT: quality and time of each setting, beside fewer plain steps.
 
-    Takes a quarter of an hour; broken off, it goes on where it was. The stage `time` wants the machine for itself.
+    Takes forty minutes; broken off, it goes on where it was. The stage `time` wants the machine for itself.
     """
     from vitrify.bench.cache_plots import grid, plot, table
     from vitrify.bench.cache_study import STEPS, Study

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from vitrify.engine.dtypes import DType
 from vitrify.engine.errors import SpecError
+from vitrify.kernels import registry
 
 __all__ = ["OP_CASES", "OpCase", "op_case"]
 
@@ -28,33 +29,73 @@ class OpCase:
     attributes: Mapping[str, int | float] = field(default_factory=dict)
 
 
-def _linear(name: str, op: str, tokens: int, features: tuple[int, ...], out: int) -> OpCase:
+def _linear(name: str, op: str, tokens: int, features: tuple[int, ...], out: int, precision: str = "") -> OpCase:
     gated = op.endswith("GatedResidual")
     dims = {"batch": 1, "tokens": tokens, "out": out} | ({"columns": 6 * out} if gated else {})
     names = ("in",) if len(features) == 1 else tuple(f"in_{part}" for part in range(len(features)))
+    constants = {"weight": DType.BFLOAT16, "bias": DType.FLOAT32}
+    if precision == "Int8":
+        constants |= {"weight": DType.INT8, "weight_scale": DType.FLOAT32}
     return OpCase(
-        name,
-        op,
+        f"{name}, {precision.lower()}" if precision else name,
+        op + precision,
         dims | dict(zip(names, features, strict=True)),
         2.0 * tokens * sum(features) * out,
-        constants={"weight": DType.BFLOAT16, "bias": DType.FLOAT32},
+        constants=constants,
         attributes={"gate_at": 2 * out} if gated else {},
     )
 
 
+def _attention(name: str, op: str, heads: int, head_dim: int, tokens: int, keys: int | None = None, batch: int = 1) -> OpCase:
+    """keys: those of the ops that have them apart from the tokens; the ops with two parts take a part of 1/9 first."""
+    contract = registry.contract(op)
+    first = tokens // 9
+    every = {
+        "batch": batch,
+        "tokens": tokens,
+        "keys": keys or tokens,
+        "tokens_0": first,
+        "tokens_1": tokens - first,
+        "width": heads * head_dim,
+        "heads": heads,
+        "head_dim": head_dim,
+        "half": head_dim // 2,
+    }
+    said = {"num_heads": heads, "scale": head_dim**-0.5, "causal": 0, "epsilon": 1e-6}
+    return OpCase(
+        name,
+        op,
+        {dim: every[dim] for dim in contract.awkward},
+        4.0 * batch * tokens * (keys or tokens) * heads * head_dim,
+        attributes={attribute.name: said[attribute.name] for attribute in contract.attributes},
+    )
+
+
+# The 146 M FLUX case: 1024 wide, 1024 image and 128 text tokens.
+_FLUX: tuple[tuple[str, str, int, tuple[int, ...], int], ...] = (
+    ("flux q, k, v, out", "Linear", 1024, (1024,), 1024),
+    ("flux mlp in", "LinearGelu", 1024, (1024,), 4096),
+    ("flux mlp out", "LinearGatedResidual", 1024, (4096,), 1024),
+    ("flux text mlp in", "LinearGelu", 128, (1024,), 4096),
+    ("flux text mlp out", "LinearGatedResidual", 128, (4096,), 1024),
+    ("flux single q, k, v", "Linear", 1152, (1024,), 1024),
+    ("flux single mlp", "LinearGelu", 1152, (1024,), 4096),
+    ("flux single out", "Linear2GatedResidual", 1152, (1024, 4096), 1024),
+)
+
 OP_CASES: tuple[OpCase, ...] = (
-    # The 146 M FLUX case: 1024 wide, 1024 image and 128 text tokens.
-    _linear("flux q, k, v, out", "Linear", 1024, (1024,), 1024),
-    _linear("flux mlp in", "LinearGelu", 1024, (1024,), 4096),
-    _linear("flux mlp out", "LinearGatedResidual", 1024, (4096,), 1024),
-    _linear("flux text mlp in", "LinearGelu", 128, (1024,), 4096),
-    _linear("flux text mlp out", "LinearGatedResidual", 128, (4096,), 1024),
-    _linear("flux single q, k, v", "Linear", 1152, (1024,), 1024),
-    _linear("flux single mlp", "LinearGelu", 1152, (1024,), 4096),
-    _linear("flux single out", "Linear2GatedResidual", 1152, (1024, 4096), 1024),
+    *(_linear(*row, precision) for precision in ("", "Bf16", "Int8") for row in _FLUX),
+    _attention("flux attention", "FusedAttention2NormRotary", 8, 128, 1152),
+    _attention("flux single attention", "FusedAttentionNormRotary", 8, 128, 1152),
+    _attention("attention alone", "FusedAttention", 8, 128, 1152),
+    # FLUX.1-dev at 512 px: 24 heads, 1024 image and 128 text tokens; T5-XXL's encoder over 128 tokens; the VAE's one head.
+    _attention("flux-dev attention", "FusedAttentionNormRotary", 24, 128, 1152),
+    _attention("t5 attention", "FusedAttentionBias", 64, 64, 128),
+    _attention("vae attention", "FusedAttention", 1, 512, 4096),
     # The sample: 192 wide, two rows of 64 image and 16 text tokens.
     _linear("sample mlp in", "LinearGelu", 160, (192,), 768),
     _linear("sample single out", "Linear2GatedResidual", 160, (192, 768), 192),
+    _attention("sample attention", "FusedAttention2NormRotary", 6, 32, 80, batch=2),
     # Few rows: the weight is read for little work.
     _linear("one row", "Linear", 1, (1024,), 4096),
     _linear("16 rows", "Linear", 16, (1024,), 4096),

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrify.bench.op_cases import OpCase
+from vitrify.engine.dtypes import DType
 from vitrify.engine.specs import TensorSpec
 from vitrify.kernels import registry
 from vitrify.kernels.op import DOMAIN
@@ -21,7 +22,7 @@ _SEED = 20240801
 def op_inputs(case: OpCase) -> dict[str, NDArray[Any]]:
     """Input → values of standard deviation 1 from a fixed seed, constants in their stored dtype.
 
-    Weights, of two dimensions and constant, are scaled so that a product keeps its inputs' size.
+    Weights, of two dimensions and constant, are scaled so that a product keeps its inputs' size; in int8 they fill its range.
     """
     rng = np.random.default_rng(_SEED)
     found = {}
@@ -30,7 +31,10 @@ def op_inputs(case: OpCase) -> dict[str, NDArray[Any]]:
         if tensor.name in case.constants:
             if values.ndim == 2:
                 values /= np.sqrt(np.float32(values.shape[1]))
-            values = values.astype(case.constants[tensor.name].numpy)
+            dtype = case.constants[tensor.name]
+            if dtype is DType.INT8:
+                values = np.rint(values / np.abs(values).max() * 127)
+            values = values.astype(dtype.numpy)
         found[tensor.name] = values
     return found
 

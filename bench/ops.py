@@ -26,10 +26,16 @@ __all__ = ["OpResult", "measure_ops"]
 _VISIT_S = 0.1
 _PEAK_S = 0.05
 _OURS, _THEIRS, _PEAK = "vitrify", "onnxruntime", "peak"
-_UNITS = {"avx2": "avx2", "avx512": "avx512f"}
-"""Level → the unit that its kernels can use best, as `register_peaks` names it. Of other levels no peak is given."""
+_UNITS = {
+    "avx2": ("avx2", "avx2", "avx2"),
+    "avx512": ("avx512f", "avx512f", "avx512f"),
+    "avx512_vnni": ("avx512f", "avx512f", "avx512_vnni"),
+    "avx512_bf16": ("avx512f", "avx512_bf16", "avx512_vnni"),
+    "amx": ("avx512f", "amx_bf16", "amx_int8"),
+}
+"""Level → the units of its kernels in float32, bfloat16 and int8, as `register_peaks` names them. Of others no peak is given."""
 
-Peak = Callable[[], float]
+Peak = Callable[[str], float]
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def _measure(name: str, *, rounds: int, peak: Peak | None) -> OpResult:
 
     def visit(peer: str, _: int) -> float:
         if peer == _PEAK:
-            peaks.append(peak() if peak is not None else 0.0)
+            peaks.append(peak(case.op) if peak is not None else 0.0)
             return peaks[-1]
         calls[peer](0)  # Wakes the pool; does not count.
         return float(np.median(timed(calls[peer], max(2, int(_VISIT_S / once[peer]))).seconds))
@@ -134,11 +140,16 @@ def _session(model: bytes, feed: Mapping[str, Any], *, library: bool) -> Callabl
 
 
 def _peak(threads: int) -> Peak | None:
-    unit = _UNITS.get(native_library.cpu_level())
-    if unit is None or shutil.which("c++") is None:
+    units = _UNITS.get(native_library.cpu_level())
+    if units is None or shutil.which("c++") is None:
         return None
     meter = peak_meter()
-    return lambda: meter(unit, threads, _PEAK_S)
+
+    def peak(op: str) -> float:
+        unit = units[1] if op.endswith("Bf16") else units[2] if op.endswith("Int8") else units[0]
+        return meter(unit, threads, _PEAK_S)
+
+    return peak
 
 
 def _error(ours: Any, theirs: Any) -> float:

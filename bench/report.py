@@ -12,9 +12,10 @@ from vitrify.bench.measure import Summary
 from vitrify.bench.ops import OpResult
 from vitrify.bench.peers.registry import OURS
 from vitrify.bench.results import CaseResult, LoopResult
+from vitrify.bench.skips import Skip
 from vitrify.bench.startup import Startup
 
-__all__ = ["case_tables", "growth_table", "limit_text", "ops_table", "startup_table", "verdict_table"]
+__all__ = ["case_tables", "growth_table", "limit_text", "ops_table", "skips_table", "startup_table", "verdict_table"]
 
 _MIB = 2**20
 
@@ -186,6 +187,34 @@ def ops_table(found: Iterable[OpResult]) -> Table:
         reached = (f"{speed / 1e9:.0f}", share) if one.flops else ("", "")
         ratio = (f"{one.ratio.median:.3f}", _interval(one.ratio, 1, 3))
         table.add_row(one.name, one.op, f"{one.error:.0e}", *_time(one.ours), *reached, *ratio)
+    return table
+
+
+def skips_table(case: str, found: Iterable[Skip]) -> Table:
+    """Kinds of skipped steps, one a row."""
+    table = Table(
+        title=f"{case}: a skipped step beside a computed one",
+        caption="Medians of rounds. Shares are of a computed step's segments in the same request. Beside: what is in no segment.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("skipped", no_wrap=True)
+    table.add_column("runs", no_wrap=True)
+    for heading in ("ms", "computed ms", "share", "beside", "allowed", "of it probe", "beside a computed step", ""):
+        table.add_column(heading, justify="right")
+    for one in found:
+        table.add_row(
+            one.kind,
+            ", ".join(one.segments) or "–",
+            f"{one.skipped.median * 1e3:.3f}",
+            f"{one.computed.median * 1e3:.3f}",
+            f"{one.skipped.median / one.computed.median:.2%}",
+            f"{one.beside.median:.3%}",
+            f"{one.allowed:.1%}",
+            "" if one.probe is None else f"{one.probe.median:.3%}",
+            f"{one.more.median:.3%}",
+            "ok" if one.kept else "OVER",
+        )
     return table
 
 

@@ -38,7 +38,7 @@ def cache_memory(cache: Cache, denoiser: ComponentSpec, rows: int, tokens: int) 
 
     rows: of the denoiser, over all lanes. tokens: of the image. A first-block decision keeps a reference and writes its
     successor, in the activation's dtype; a held value is one buffer; Taylor of order k is k + 1 factors and one
-    more to write the next value to, in float32, and one for the prediction that a corrected one gives.
+    more to write the next value to, in float32, and another if it is corrected.
     """
     if not cache.enabled:
         return CacheMemory(None, 0, 0)

@@ -27,7 +27,6 @@ from vitrify.engine.errors import RequestError, SpecError
 
 __all__ = ["MEASURED", "PREDICTORS", "PRESETS", "named_cache"]
 
-_LISTED = re.compile("[01]+")
 _SHORT = Guards(only_above_steps=8)  # distilled models of so few steps gain nothing
 _CAREFUL = Guards(warmup_steps=4, max_consecutive_skips=3, only_above_steps=8)
 
@@ -38,7 +37,7 @@ PRESETS: Mapping[str, Callable[..., Cache]] = MappingProxyType(
         "taylorseer": lambda interval="5", warmup="9": Cache(Interval(int(interval), int(warmup)), Taylor(1, "output"), _SHORT),
         "interval": lambda interval="5", warmup="9": Cache(Interval(int(interval), int(warmup)), None, _SHORT),
         # Who lists the steps has said what is computed: no guard.
-        "mask": lambda steps: Cache(_mask(steps), None, Guards() if _LISTED.fullmatch(steps) else _SHORT),
+        "mask": lambda steps: Cache(_mask(steps), None, Guards() if set(steps) <= set("01") else _SHORT),
         "fast": lambda: Cache(Mask(share=0.39), Taylor(1, "output", corrected=True), _SHORT),
         "careful": lambda: Cache(Mask(share=0.53), Taylor(1, "output", corrected=True), _SHORT),
     }
@@ -141,7 +140,7 @@ def _guards(preset: Guards, given: Sequence[str]) -> Guards:
 
 
 def _mask(text: str) -> Mask:
-    if _LISTED.fullmatch(text):
+    if re.fullmatch("[01]+", text):
         return Mask(tuple(digit == "1" for digit in text))
     if re.fullmatch(r"0?\.\d+", text):
         return Mask(share=float(text))

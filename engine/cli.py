@@ -45,6 +45,7 @@ _SUMMARIES = {
     "export": "Compile a diffusers folder into an artifact.",
     "generate": "Draw an image from a prompt with an artifact.",
     "inspect": "Print what an artifact holds.",
+    "kernels": "Compile the GPU kernels ahead of time, and look at them.",
     "tune": "Search the fastest step cache that keeps a bound of quality.",
     "verify": "Check an artifact's hashes, structure and parity.",
 }

@@ -32,6 +32,7 @@ class Diagnosis:
     onnxruntime: "onnxruntime 1.32.0", or None.
     native_library: the op library's file, or None. native_ops: op → version.
     cpu_level: whose kernels run, of cpu_levels, those this machine has.
+    gpu_kernels: why the op library has none for CUDA; "" where it has.
     problems: one sentence each, with the command that mends it.
     """
 
@@ -45,6 +46,7 @@ class Diagnosis:
     native_ops: dict[str, int] = field(default_factory=dict)
     cpu_level: str | None = None
     cpu_levels: tuple[str, ...] = ()
+    gpu_kernels: str = ""
     problems: tuple[str, ...] = ()
 
 
@@ -72,6 +74,7 @@ def diagnose() -> Diagnosis:
         native_ops=ops or {},
         cpu_level=native_library.cpu_level() if loaded else None,
         cpu_levels=native_library.cpu_levels() if loaded else (),
+        gpu_kernels=native_library.gpu_status() if loaded else "no native library",
         problems=tuple(problems),
     )
 
@@ -108,6 +111,7 @@ def _table(found: Diagnosis) -> str:
     if found.native_ops:
         rows.append(("native ops", ", ".join(f"{name} {version}" for name, version in found.native_ops.items())))
         rows.append(("cpu level", f"{found.cpu_level} of {', '.join(found.cpu_levels)}"))
+        rows.append(("gpu kernels", found.gpu_kernels or "ready"))
     for extra, packages in found.extras.items():
         complete = all(packages.values())
         rows.append(

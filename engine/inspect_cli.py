@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ _VALUES_SHOWN = 3
 _TEXT = frozenset(("what", "value", "field", "component", "class", "encoding", "graphs", "when", "segments", "graph"))
 _TEXT |= frozenset(("inputs", "outputs", "name", "measured", "op", "tokenizer", "pad token", "file", "sha256"))
 _TEXT |= frozenset(("reason", "values"))
+_TEXT |= frozenset(("precision", "layers", "measured on", "weight"))
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,12 @@ def describe(manifest: Manifest, artifact_id: str | None = None) -> list[Section
         Section(
             "parity with eager PyTorch, float32", ("component", "measured", "error", "tolerance"), tuple(_parity_rows(manifest))
         ),
+        Section(
+            "precision of linear layers",
+            ("component", "precision", "layers", "outputs' error", "bound", "measured on"),
+            tuple(_precision_rows(manifest)),
+        ),
+        Section("layers kept above it", ("component", "weight", "precision", "error below"), tuple(_kept_rows(manifest))),
         Section("fused", ("graph", "op", "nodes"), tuple(_fused_rows(manifest))),
         Section("left to the runtime", ("graph", "op", "nodes", "reason", "values"), tuple(_left_rows(manifest))),
         Section("ops", ("op", "version"), tuple((name, str(version)) for name, version in sorted(manifest.ops.items()))),
@@ -217,6 +225,22 @@ def _cache_at(manifest: Manifest, cache: Cache, height: int | None, width: int |
         raise RequestError(f"--batch {rows} is outside what this artifact was compiled for: {compiled}, twice that with true CFG")
     memory = cache_memory(cache, denoisers[0], rows, tokens)
     return _CacheAt(cache, denoisers[0].name, high, wide, rows, tokens, memory)
+
+
+def _precision_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    for component in manifest.components.values():
+        if (chosen := component.precision) is not None:
+            counts = Counter(layer.precision for layer in chosen.layers.values())
+            layers = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+            yield component.name, chosen.name, layers, f"{chosen.error:.2g}", f"{chosen.bound:.2g}", chosen.measured_on
+
+
+def _kept_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    for component in manifest.components.values():
+        if (chosen := component.precision) is not None:
+            for weight, layer in chosen.layers.items():
+                if layer.precision != chosen.name:
+                    yield component.name, weight, layer.precision, f"{layer.error:.2g}" if layer.error else "-"
 
 
 def _overview(manifest: Manifest, artifact_id: str | None) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ __all__ = [
     "cpu_level",
     "cpu_levels",
     "force_cpu_level",
+    "gpu_status",
     "load",
     "ops",
     "path",
@@ -61,7 +62,14 @@ def _load(file: Path) -> ctypes.CDLL:
             f"{file} has interface version {version}, expected {_ABI_VERSION}: it was built from other sources; "
             "reinstall vitrify, or in a clone run `make native`"
         )
-    for name in ("vitrify_ops", "vitrify_op_signatures", "vitrify_cpu_level", "vitrify_cpu_level_name", "vitrify_error"):
+    for name in (
+        "vitrify_ops",
+        "vitrify_op_signatures",
+        "vitrify_cpu_level",
+        "vitrify_cpu_level_name",
+        "vitrify_error",
+        "vitrify_gpu_status",
+    ):
         getattr(library, name).restype = ctypes.c_char_p
     library.vitrify_cpu_level_name.argtypes = [ctypes.c_int]
     library.vitrify_cpu_level_supported.argtypes = [ctypes.c_int]
@@ -88,9 +96,15 @@ def signatures() -> dict[str, str]:
 
 
 def cpu_level() -> str:
-    """The instruction set whose kernels run: `scalar`, `avx2`, `avx512`."""
+    """The instruction set whose kernels run: `scalar`, `avx2`, `avx512`, `avx512_vnni`, `avx512_bf16`, `amx`."""
     name: bytes = load().vitrify_cpu_level()
     return name.decode()
+
+
+def gpu_status() -> str:
+    """Why ONNX Runtime for CUDA would not run our kernels: no driver, no build, a damaged one. Empty where it would."""
+    reason: bytes = load().vitrify_gpu_status()
+    return reason.decode()
 
 
 def cpu_levels() -> tuple[str, ...]:

@@ -13,9 +13,25 @@ from typing import Any
 from vitrify.engine.dtypes import DType
 from vitrify.engine.errors import SpecError
 
-__all__ = ["ComponentSpec", "Dim", "GraphSpec", "ParitySpec", "Target", "TensorSpec", "expect", "expect_list", "expect_map"]
+__all__ = [
+    "PRECISIONS",
+    "ComponentSpec",
+    "Dim",
+    "GraphSpec",
+    "LayerPrecision",
+    "ParitySpec",
+    "PrecisionSpec",
+    "Target",
+    "TensorSpec",
+    "expect",
+    "expect_list",
+    "expect_map",
+]
 
 Json = Any
+
+PRECISIONS = ("fp32", "bf16", "int8")
+"""fp32: weights as the source stores them, products in float32. bf16, int8: what the ops Linear…Bf16 and Linear…Int8 do."""
 
 
 def expect(data: Json, kind: type[Any], where: str) -> Any:
@@ -208,6 +224,67 @@ class ParitySpec:
 
 
 @dataclass(frozen=True)
+class LayerPrecision:
+    """One linear layer. error: its output's relative error in the precision asked for, 0 where none was measured."""
+
+    precision: str
+    error: float = 0.0
+
+    def to_json(self) -> Json:
+        return {"precision": self.precision, "error": self.error}
+
+    @classmethod
+    def from_json(cls, data: Json, where: str) -> LayerPrecision:
+        fields = expect_map(data, where, ("precision", "error"))
+        return cls(_precision(fields["precision"], f"{where}.precision"), float(expect(fields["error"], float, f"{where}.error")))
+
+
+@dataclass(frozen=True)
+class PrecisionSpec:
+    """A component that was exported in another precision than fp32.
+
+    name: the precision asked for. layers: weight → what its layer computes in: where the bound asks for it, the worst ones
+        stay one above, in bf16 for int8, in fp32 for bf16.
+    error: of the component's outputs against eager PyTorch in float32, ‖a − b‖₂ / ‖b‖₂ rounded up to two digits;
+    bound: the error allowed. measured_on: what the inputs were, "calibration prompts" or "random inputs".
+    """
+
+    name: str
+    bound: float
+    error: float
+    measured_on: str
+    layers: Mapping[str, LayerPrecision]
+
+    def to_json(self) -> Json:
+        return {
+            "name": self.name,
+            "bound": self.bound,
+            "error": self.error,
+            "measured_on": self.measured_on,
+            "layers": {name: layer.to_json() for name, layer in self.layers.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Json, where: str = "precision") -> PrecisionSpec:
+        fields = expect_map(data, where, ("name", "bound", "error", "measured_on", "layers"))
+        layers = expect_map(fields["layers"], f"{where}.layers")
+        return cls(
+            name=_precision(fields["name"], f"{where}.name"),
+            bound=float(expect(fields["bound"], float, f"{where}.bound")),
+            error=float(expect(fields["error"], float, f"{where}.error")),
+            measured_on=expect(fields["measured_on"], str, f"{where}.measured_on"),
+            layers={key: LayerPrecision.from_json(layers[key], f"{where}.layers.{key}") for key in sorted(layers)},
+        )
+
+
+def _precision(data: Json, where: str) -> str:
+    name: str = expect(data, str, where)
+    if name not in PRECISIONS:
+        raise SpecError(f"{where}: got {name!r}, expected one of {', '.join(PRECISIONS)}")
+    return name
+
+
+@dataclass(frozen=True)
 class ComponentSpec:
     """A part of a pipeline (a text encoder, the transformer, the VAE decoder) as compiled.
 
@@ -215,6 +292,7 @@ class ComponentSpec:
     config: the source's config.json. graphs: {"model": …}, or the denoiser's segments in running order
     (condition, embed, first, rest, finish). weights: safetensors files, paths within the artifact.
     invariant_work: matrix products and activations that the loop repeats though no latent reaches them, `segment/value`.
+    precision: None where linear layers multiply in float32; in JSON the field is then left out.
     """
 
     name: str
@@ -225,9 +303,10 @@ class ComponentSpec:
     weights: tuple[str, ...]
     parity: ParitySpec
     invariant_work: tuple[str, ...] = ()
+    precision: PrecisionSpec | None = None
 
     def to_json(self) -> Json:
-        return {
+        data = {
             "name": self.name,
             "class_name": self.class_name,
             "encoding": self.encoding.value,
@@ -238,11 +317,13 @@ class ComponentSpec:
             "parity": self.parity.to_json(),
             "invariant_work": list(self.invariant_work),
         }
+        return data if self.precision is None else {**data, "precision": self.precision.to_json()}
 
     @classmethod
     def from_json(cls, data: Json, where: str = "component") -> ComponentSpec:
         keys = ("name", "class_name", "encoding", "config", "graphs", "graph_order", "weights", "parity", "invariant_work")
-        fields = expect_map(data, where, keys)
+        rounded = isinstance(data, dict) and "precision" in data
+        fields = expect_map(data, where, (*keys, "precision") if rounded else keys)
         graphs = expect_map(fields["graphs"], f"{where}.graphs")
         order = [expect(name, str, f"{where}.graph_order") for name in expect_list(fields["graph_order"], f"{where}.graph_order")]
         if sorted(order) != sorted(graphs):
@@ -259,6 +340,7 @@ class ComponentSpec:
                 expect(w, str, f"{where}.invariant_work")
                 for w in expect_list(fields["invariant_work"], f"{where}.invariant_work")
             ),
+            precision=PrecisionSpec.from_json(fields["precision"], f"{where}.precision") if rounded else None,
         )
 
 

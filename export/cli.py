@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from vitrify.export.options import ExportOptions, Range
+from vitrify.engine.errors import CompileError
+from vitrify.export.options import ExportOptions, Range, parse_precision
 
 __all__ = ["export", "verify"]
 
@@ -24,6 +25,13 @@ _PATH = click.Path(path_type=Path)
 @click.option("--width", help="Picture width in pixels: N, MIN:MAX or MIN:OPT:MAX.")
 @click.option("--batch", help="Denoiser rows (images × 2 under true CFG): N, MIN:MAX or MIN:OPT:MAX.")
 @click.option("--max-sequence-length", help="Text tokens of the second encoder: N, MIN:MAX or MIN:OPT:MAX.")
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    help="What linear layers multiply in: fp32, bf16 or int8, or by component: transformer=int8,vae=fp32.",
+)
+@click.option("--calibration-prompts", type=_PATH, help="What int8 is measured on: a file with a prompt per line.")
 @click.option("--variant", help="Weight files of this variant, e.g. fp16.")
 @click.option("--no-parity", is_flag=True, help="Do not compare with eager PyTorch; the manifest will say so.")
 @click.option("--force", is_flag=True, help="Replace an artifact that stands at OUT.")
@@ -76,8 +84,31 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         name.removeprefix("default_"): value for name, value in given.items() if name.startswith("default_") and value is not None
     }
     return ExportOptions(
-        **ranges, defaults=defaults, variant=given["variant"], parity=not given["no_parity"], force=given["force"]
+        height=ranges["height"],
+        width=ranges["width"],
+        batch=ranges["batch"],
+        max_sequence_length=ranges["max_sequence_length"],
+        defaults=defaults,
+        variant=given["variant"],
+        parity=not given["no_parity"],
+        force=given["force"],
+        precision=parse_precision(given["precision"]),
+        calibration_prompts=_prompts(given["calibration_prompts"]),
     )
+
+
+def _prompts(path: Path | None) -> tuple[str, ...]:
+    """The lines of a file that say something. Raises CompileError where there are none."""
+    if path is None:
+        return ()
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CompileError(f"--calibration-prompts {path}: cannot be read: {error}") from error
+    prompts = tuple(line for line in lines if line)
+    if not prompts:
+        raise CompileError(f"--calibration-prompts {path}: no prompt in it, expected one per line")
+    return prompts
 
 
 @click.command()

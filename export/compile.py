@@ -16,18 +16,21 @@ from vitrify.engine.errors import CompileError, SpecError
 from vitrify.engine.fusion import FUSION, GraphFusion
 from vitrify.engine.scheduler_config import check_flow_match_euler
 from vitrify.engine.specs import ComponentSpec, Dim
+from vitrify.export.calibration import CALIBRATION_PROMPTS, recorded_calls
 from vitrify.export.families import recipe_for
 from vitrify.export.fusion import graph_fusion
 from vitrify.export.graphs import component_spec
 from vitrify.export.options import ExportOptions
 from vitrify.export.passes import run_passes
 from vitrify.export.passes.external import tie_parameters
+from vitrify.export.precision import choose_precision, lower_component
 from vitrify.export.recipe import ComponentRecipe, Recipe
-from vitrify.export.source import DiffusersFolder, TensorLocation
+from vitrify.export.rounding import Runs
+from vitrify.export.source import DiffusersFolder, TensorLocation, WeightFiles
 from vitrify.export.step_graphs import StepGraph, op_versions, step_graphs
 from vitrify.export.tokenizers import serialised_tokenizer
 from vitrify.export.trace import trace
-from vitrify.export.verify import WHOLE_LIMIT_BYTES, verify_component
+from vitrify.export.verify import WHOLE_LIMIT_BYTES, random_runs, verify_component
 from vitrify.export.weights import copy_weights, resolve_parameters
 from vitrify.kernels import registry
 
@@ -73,7 +76,7 @@ def compile_pipeline(
             tokenizers[name], data = serialised_tokenizer(folder.component(name), max_length)
             writer.write_bytes(tokenizers[name].path, data)
         components = {}
-        fused = _fused(compiled)
+        calls = _calibration(folder, recipe, options, progress)
         for component in compiled:
             name = component.recipe.name
             locations = resolve_parameters(component.parameters, files[name], component.recipe.aliases or {})
@@ -91,6 +94,10 @@ def compile_pipeline(
                     progress=lambda what, name=name: progress(name, f"parity: {what}"),  # type: ignore[misc]
                 )
                 spec = replace(spec, parity=parity)
+            if options.precision_of(name) != "fp32":
+                spec = _lowered(writer, component, spec, files[name], locations, calls.pop(name, None), options, progress)
+                if options.parity:
+                    spec = _verified_lowered(writer, component, spec, locations, whole_limit_bytes, progress)
             components[name] = spec
         steps = _step_graphs(components)
         for graph in steps.values():
@@ -98,7 +105,7 @@ def compile_pipeline(
         for document in folder.documents():
             writer.copy_file(f"source/{document.name}", document)
         progress("artifact", "seal")
-        return writer.commit(_manifest(recipe, components, steps, scheduler, tokenizers, fused))
+        return writer.commit(_manifest(recipe, components, steps, scheduler, tokenizers, _fused(compiled)))
 
 
 def plan_pipeline(source: Path, options: ExportOptions | None = None, *, progress: Progress = lambda _c, _p: None) -> Manifest:
@@ -153,6 +160,76 @@ def _write_graphs(
     for name, model in component.models.items():
         tie_parameters(model, locations, writer.folder / component.recipe.name)
         writer.write_bytes(spec.graphs[name].path, ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def _lowered(
+    writer: ArtifactWriter,
+    component: _Compiled,
+    spec: ComponentSpec,
+    files: WeightFiles,
+    locations: Mapping[str, TensorLocation],
+    calls: Runs | None,
+    options: ExportOptions,
+    progress: Progress,
+) -> ComponentSpec:
+    """The component that was written in float32, written again in the precision asked for."""
+    recipe, models = component.recipe, component.models
+
+    def say(what: str) -> None:
+        progress(recipe.name, what)
+
+    runs, measured_on = (random_runs(recipe, locations), "random inputs") if calls is None else (calls, "calibration prompts")
+    chosen = choose_precision(recipe.name, models, options.precision_of(recipe.name), runs, measured_on, say)
+    say(f"weights in {chosen.name}")
+    spec = lower_component(writer, spec, models, files, locations, chosen)
+    for name, model in models.items():
+        writer.remove(spec.graphs[name].path)
+        writer.write_bytes(spec.graphs[name].path, ir.to_proto(model).SerializeToString(deterministic=True))
+    return spec
+
+
+def _verified_lowered(
+    writer: ArtifactWriter,
+    component: _Compiled,
+    spec: ComponentSpec,
+    locations: Mapping[str, TensorLocation],
+    whole_limit_bytes: int,
+    progress: Progress,
+) -> ComponentSpec:
+    """Its parity says both comparisons then: of the graphs in float32, and of what they became."""
+    assert spec.precision is not None
+    found = verify_component(
+        component.recipe,
+        spec,
+        writer.folder,
+        locations,
+        layers={name: layer.precision for name, layer in spec.precision.layers.items()},
+        whole_limit_bytes=whole_limit_bytes,
+        progress=lambda what: progress(spec.name, f"parity: {what}"),
+    )
+    prefix = f"{spec.precision.name}, "
+    measurements = {prefix + key: value for key, value in found.measurements.items()}
+    tolerances = {prefix + key: value for key, value in found.tolerances.items()}
+    parity = replace(
+        spec.parity,
+        measurements={**spec.parity.measurements, **measurements},
+        tolerances={**spec.parity.tolerances, **tolerances},
+    )
+    return replace(spec, parity=parity)
+
+
+def _calibration(folder: DiffusersFolder, recipe: Recipe, options: ExportOptions, progress: Progress) -> dict[str, Runs]:
+    """What the components that are to be int8 are called with; nothing where there is none."""
+    unknown = sorted(set(options.precision) - {"", *(c.name for c in recipe.components)})
+    if unknown:
+        raise CompileError(
+            f"--precision names {', '.join(unknown)}; the components are {', '.join(c.name for c in recipe.components)}"
+        )
+    wanted = [c for c in recipe.components if options.precision_of(c.name) == "int8"]
+    if not wanted:
+        return {}
+    progress("calibration", "eager diffusers pipeline")
+    return recorded_calls(folder, wanted, options.calibration_prompts or CALIBRATION_PROMPTS, recipe.defaults)
 
 
 def _step_graphs(components: Mapping[str, ComponentSpec]) -> dict[str, StepGraph]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vitrify.engine.errors import CompileError
-from vitrify.engine.specs import Dim
+from vitrify.engine.specs import PRECISIONS, Dim
 
-__all__ = ["ExportOptions", "Range"]
+__all__ = ["ExportOptions", "Range", "parse_precision"]
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,30 @@ class Range:
         return Dim(name, self.min, self.opt, self.max, step)
 
 
+def parse_precision(text: str) -> dict[str, str]:
+    """`bf16`, or `transformer=int8,vae=fp32`: component → precision; "" stands for every component that is not named.
+
+    Raises CompileError that says what is expected. Whether there is such a component is for the export to say.
+    """
+    found: dict[str, str] = {}
+    for part in text.split(","):
+        name, given, precision = part.strip().rpartition("=")
+        if precision not in PRECISIONS or (given and not name) or name in found:
+            raise CompileError(
+                f"--precision {text!r}: expected {', '.join(PRECISIONS)}, for all or as COMPONENT=PRECISION,…, "
+                "each component once"
+            )
+        found[name] = precision
+    return found
+
+
 @dataclass(frozen=True)
 class ExportOptions:
-    """Ranges left None take the family's default; `defaults` are request defaults that the artifact will carry."""
+    """Ranges left None take the family's default; `defaults` are request defaults that the artifact will carry.
+
+    precision: component → fp32, bf16 or int8; "" for those that are not named, fp32 where that is not there either.
+    calibration_prompts: what int8 is measured on; empty for vitrify's own.
+    """
 
     height: Range | None = None
     width: Range | None = None
@@ -55,3 +76,9 @@ class ExportOptions:
     variant: str | None = None
     parity: bool = True
     force: bool = False
+    precision: Mapping[str, str] = field(default_factory=dict)
+    calibration_prompts: tuple[str, ...] = ()
+
+    def precision_of(self, component: str) -> str:
+        """What the component's linear layers compute in."""
+        return self.precision.get(component, self.precision.get("", "fp32"))

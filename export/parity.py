@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +11,12 @@ import numpy as np
 from vitrify.engine.errors import ParityError
 from vitrify.engine.session import Array
 
-__all__ = ["BLOCK_TOLERANCE", "COMPONENT_TOLERANCE", "Difference", "difference", "rounded_up"]
+__all__ = ["BLOCK_TOLERANCE", "COMPONENT_TOLERANCE", "ROUNDED_TOLERANCES", "Difference", "difference", "rounded_up"]
 
 BLOCK_TOLERANCE = 1e-5
 COMPONENT_TOLERANCE = 1e-4
+ROUNDED_TOLERANCES = (1e-2, 4e-2)
+"""Of a block, and of a component without blocks, in bf16 or int8, against eager PyTorch that rounds alike."""
 _WORST_FACTOR = 20.0
 
 
@@ -53,12 +56,12 @@ def difference(a: Array, b: Array) -> Difference:
     return Difference(float(np.linalg.norm(delta)) / scale, float(np.abs(delta).max(initial=0.0)) / rms)
 
 
-def rounded_up(value: float) -> float:
-    """`value` rounded up to 1, 2 or 5 × 10ⁿ, so that an artifact's bytes do not hang on the last bit of a measurement."""
+def rounded_up(value: float, steps: Sequence[float] = (1, 2, 5)) -> float:
+    """`value` rounded up to one of `steps` × 10ⁿ, so that an artifact's bytes do not hang on the last bit of a measurement."""
     if value <= 0:
         return 0.0
     exponent = math.floor(math.log10(value))
-    for candidate in (1, 2, 5, 10):
+    for candidate in (*steps, 10):
         stepped = float(f"{candidate}e{exponent}")
         if value <= stepped:
             return stepped

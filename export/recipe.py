@@ -80,6 +80,7 @@ class ComponentRecipe:
     derived_dims: dimension of an output → the input dimension and the factor it follows from.
     trace_limits: dimension → the largest value the traced program holds for, where the source branches on sizes.
     narrow: the same component at full depth and small width, for the wiring check.
+    called: the submodule of the source's component that its pipeline calls, "" for itself.
     """
 
     name: str
@@ -97,6 +98,7 @@ class ComponentRecipe:
     derived_dims: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     trace_limits: Mapping[str, int] = field(default_factory=dict)
     narrow: Callable[[], ComponentRecipe] | None = None
+    called: str = ""
 
 
 @dataclass(frozen=True)

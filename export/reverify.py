@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
 from vitrify.engine.artifact import Artifact, read_header
+from vitrify.engine.dtypes import DType
 from vitrify.engine.errors import ArtifactError
 from vitrify.engine.specs import ComponentSpec, ParitySpec
+from vitrify.export.eager import Scaled
 from vitrify.export.families import recipe_for
+from vitrify.export.lowering import SCALE_SUFFIX, lowered_weights, write_lowered
 from vitrify.export.options import ExportOptions, Range
 from vitrify.export.recipe import Recipe
 from vitrify.export.source import DiffusersFolder, TensorLocation, WeightFiles
@@ -53,11 +57,21 @@ def verify_artifact(
     found = {}
     for component in recipe.components:
         spec = artifact.manifest.components[component.name]
+        stored = _stored(artifact, spec)
+        layers = {} if spec.precision is None else {name: layer.precision for name, layer in spec.precision.layers.items()}
+        parameters: Mapping[str, TensorLocation | Scaled] = _lifted(stored)
         if against is not None:
-            _same_source(artifact, spec, against)
-        files = _weights(spec, artifact.root if against is None else against)
-        locations = resolve_parameters(_parameters(artifact, spec), files, component.aliases or {})
-        found[component.name] = verify_component(component, spec, artifact.root, locations, whole_limit_bytes=whole_limit_bytes)
+            _same_config(artifact, spec, against)
+            files = _weights(artifact, spec, against)
+            shapes = {name: place.shape for name, place in parameters.items()}
+            locations = resolve_parameters(shapes, files, component.aliases or {})
+            names = {(place.file, place.offset): name for name, place in files.tensors.items()}
+            lowered = {names[locations[n].file, locations[n].offset]: p for n, p in layers.items() if p != "fp32"}
+            _same_weights(artifact, spec, files, lowered)
+            parameters = locations
+        found[component.name] = verify_component(
+            component, spec, artifact.root, parameters, layers=layers, whole_limit_bytes=whole_limit_bytes
+        )
     return found
 
 
@@ -75,9 +89,12 @@ def _recipe(artifact: Artifact) -> Recipe:
     return recipe_for(_Sealed(artifact), options)
 
 
-def _weights(spec: ComponentSpec, root: Path) -> WeightFiles:
-    """A component's weight files under `root`: an artifact keeps the folders and names of its source."""
-    files = tuple(root / path for path in spec.weights)
+def _weights(artifact: Artifact, spec: ComponentSpec, source: Path) -> WeightFiles:
+    """A component's weight files in `source`: an artifact keeps their folders and names. Raises ArtifactError."""
+    files = tuple(source / path for path in spec.weights)
+    for file in files:
+        if not file.is_file():
+            raise ArtifactError(f"{file}: missing, the artifact was compiled from it; name the source of {artifact.root}")
     tensors = {
         name: TensorLocation(file, entry.dtype, entry.shape, entry.offset, entry.nbytes)
         for file in files
@@ -86,18 +103,33 @@ def _weights(spec: ComponentSpec, root: Path) -> WeightFiles:
     return WeightFiles(spec.name, files, tensors)
 
 
-def _parameters(artifact: Artifact, spec: ComponentSpec) -> dict[str, tuple[int, ...]]:
-    """The parameters that the sealed graphs read: name → shape."""
+def _stored(artifact: Artifact, spec: ComponentSpec) -> dict[str, TensorLocation]:
+    """The weights that the sealed graphs read: name → where the artifact has them."""
     found = {}
     for graph in spec.graphs.values():
-        for value in ir.load(artifact.path(graph.path)).graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                found[str(value.name)] = value.const_value.shape.numpy()
+        path = artifact.path(graph.path)
+        for value in ir.load(path).graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                dtype = DType.from_onnx(int(tensor.dtype)).safetensors
+                shape = tuple(int(size) for size in tensor.shape.numpy())
+                file = path.parent / str(tensor.location)
+                found[str(value.name)] = TensorLocation(file, dtype, shape, int(tensor.offset or 0), int(tensor.length or 0))
     return found
 
 
-def _same_source(artifact: Artifact, spec: ComponentSpec, source: Path) -> None:
-    """Raises ArtifactError naming the first file of `source` that is not what the artifact was compiled from."""
+def _lifted(stored: Mapping[str, TensorLocation]) -> dict[str, TensorLocation | Scaled]:
+    """The same as the source's parameters: int8 rows together with their scales."""
+    scales = {name + SCALE_SUFFIX for name, place in stored.items() if place.dtype is DType.INT8}
+    return {
+        name: Scaled(place, stored[name + SCALE_SUFFIX]) if place.dtype is DType.INT8 else place
+        for name, place in stored.items()
+        if name not in scales
+    }
+
+
+def _same_config(artifact: Artifact, spec: ComponentSpec, source: Path) -> None:
+    """Raises ArtifactError where the component's configuration in `source` is not what the artifact was compiled from."""
     config = DiffusersFolder.open(source).component(spec.name).config
     other = sorted(key for key in {*config, *spec.config} if config.get(key) != spec.config.get(key))
     if other:
@@ -105,15 +137,34 @@ def _same_source(artifact: Artifact, spec: ComponentSpec, source: Path) -> None:
             f"{source / spec.name}: its configuration is not what the artifact was compiled from: {other[0]} is "
             f"{config.get(other[0])!r}, sealed {spec.config.get(other[0])!r}; name the source of {artifact.root}, or export again"
         )
-    for path in spec.weights:
-        file, digest = source / path, hashlib.sha256()
-        if not file.is_file():
-            raise ArtifactError(f"{file}: missing, the artifact was compiled from it; name the source of {artifact.root}")
-        with file.open("rb") as handle:
-            while chunk := handle.read(_CHUNK_BYTES):
-                digest.update(chunk)
+
+
+def _same_weights(artifact: Artifact, spec: ComponentSpec, files: WeightFiles, lowered: Mapping[str, str]) -> None:
+    """Raises ArtifactError naming the first of the source's files that the artifact was not compiled from.
+
+    lowered: stored name → the precision that the artifact has it in; such a file is written again, to nowhere, and compared.
+    """
+    changed = lowered_weights(files, lowered)
+    for path, file in zip(spec.weights, files.files, strict=True):
+        digest = hashlib.sha256()
+        if file in changed:
+            write_lowered(changed[file], _Hashed(digest))
+        else:
+            with file.open("rb") as handle:
+                while chunk := handle.read(_CHUNK_BYTES):
+                    digest.update(chunk)
         if artifact.manifest.files[path].sha256 != digest.hexdigest():
             raise ArtifactError(
                 f"{file}: not what the artifact was compiled from (sha256 {digest.hexdigest()[:16]}…, sealed "
                 f"{artifact.manifest.files[path].sha256[:16]}…); name the source of {artifact.root}, or export again"
             )
+
+
+class _Hashed:
+    """A sink that keeps nothing but the hash."""
+
+    def __init__(self, digest: hashlib._Hash) -> None:
+        self._digest = digest
+
+    def write(self, data: bytes) -> None:
+        self._digest.update(data)

@@ -8,11 +8,12 @@ by the same configuration at full depth and small width with random weights, run
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from vitrify.engine.denoiser import CONDITION_ROWS, Denoiser
 from vitrify.engine.dtypes import DType
@@ -20,16 +21,17 @@ from vitrify.engine.errors import ParityError
 from vitrify.engine.ort import OrtCpuBackend
 from vitrify.engine.session import Array, Backend, Session
 from vitrify.engine.specs import ComponentSpec, GraphSpec, ParitySpec
-from vitrify.export.eager import EagerModule
+from vitrify.export.eager import EagerModule, Scaled
 from vitrify.export.graphs import component_spec
-from vitrify.export.parity import BLOCK_TOLERANCE, COMPONENT_TOLERANCE, Difference, difference, rounded_up
+from vitrify.export.parity import BLOCK_TOLERANCE, COMPONENT_TOLERANCE, ROUNDED_TOLERANCES, Difference, difference, rounded_up
 from vitrify.export.passes import run_passes
 from vitrify.export.pieces import ShippedGraphs
 from vitrify.export.recipe import ComponentRecipe
+from vitrify.export.rounding import Runs
 from vitrify.export.source import TensorLocation
 from vitrify.export.trace import trace
 
-__all__ = ["WHOLE_LIMIT_BYTES", "verify_component"]
+__all__ = ["WHOLE_LIMIT_BYTES", "random_runs", "verify_component"]
 
 WHOLE_LIMIT_BYTES = 512 * 2**20
 _STEPS = 2
@@ -40,28 +42,48 @@ def verify_component(
     recipe: ComponentRecipe,
     spec: ComponentSpec,
     root: Path,
-    parameters: Mapping[str, TensorLocation],
+    parameters: Mapping[str, TensorLocation | Scaled],
     *,
+    layers: Mapping[str, str] | None = None,
     whole_limit_bytes: int = WHOLE_LIMIT_BYTES,
     progress: Callable[[str], None] = lambda _: None,
 ) -> ParitySpec:
     """Compare the component that lies under `root` with eager PyTorch, at the recipe's two sizes.
 
-    parameters: the graph's parameters, where the reference reads them. whole_limit_bytes: float32 bytes of parameters
-    up to which the component is compared whole. Raises ParityError naming the component, the place and both errors.
+    parameters: the graph's parameters, where the reference reads them. layers: weight → bf16 or int8, of a component in lower
+    precision; eager PyTorch then rounds in those linear layers as their ops do, and it is compared block by block if it has
+    any: a rounding that falls to the other side moves an input by a quantum, and layer by layer more of them do.
+    whole_limit_bytes: float32 bytes of parameters up to which a component in float32 is compared whole.
+    Raises ParityError naming the component, the place and both errors.
     """
     backend = OrtCpuBackend()
+    layers = layers or {}
+    tolerances = ROUNDED_TOLERANCES if layers else (BLOCK_TOLERANCE, COMPONENT_TOLERANCE)
     float_bytes = sum(4 * int(np.prod(place.shape, dtype=np.int64)) for place in parameters.values())
-    if float_bytes <= whole_limit_bytes or not recipe.borders:
+    if (float_bytes <= whole_limit_bytes and not layers) or not recipe.borders:
         progress("whole")
-        found = _whole(recipe, spec, root, backend, EagerModule(recipe, parameters))
-        return _judged(recipe.name, "whole", {name: (d, COMPONENT_TOLERANCE) for name, d in found.items()})
-    measured = {f"block {n}": (d, BLOCK_TOLERANCE) for n, d in _blocks(recipe, spec, root, backend, parameters, progress).items()}
+        found = _whole(recipe, spec, root, backend, EagerModule(recipe, parameters), layers)
+        return _judged(recipe.name, "whole", {name: (d, tolerances[1]) for name, d in found.items()})
+    pieces = _blocks(recipe, spec, root, backend, parameters, layers, progress)
+    measured = {f"block {n}": (d, tolerances[0]) for n, d in pieces.items()}
     if recipe.narrow is not None:
         progress("wiring")
         wiring = _wiring(recipe.narrow(), backend)
         measured |= {f"wiring {name}": (d, COMPONENT_TOLERANCE) for name, d in wiring.items()}
     return _judged(recipe.name, "blocks", measured)
+
+
+def random_runs(recipe: ComponentRecipe, parameters: Mapping[str, TensorLocation | Scaled]) -> Runs:
+    """The component in eager PyTorch on the random inputs that parity uses, one block's weights in memory at a time."""
+    eager = EagerModule(recipe, parameters, stream=True)
+    rng = np.random.default_rng(_SEED)
+    given = [_inputs(recipe, dims, rng) for dims in recipe.probe_dims]
+
+    def outputs() -> Iterator[torch.Tensor]:
+        for inputs in given:
+            yield torch.from_numpy(eager.run(inputs)[recipe.outputs[0]])
+
+    return Runs(eager.module, outputs, recipe.prefix)
 
 
 def _judged(component: str, method: str, measured: Mapping[str, tuple[Difference, float]]) -> ParitySpec:
@@ -90,7 +112,12 @@ def _inputs(recipe: ComponentRecipe, dims: Mapping[str, int], rng: np.random.Gen
 
 
 def _whole(
-    recipe: ComponentRecipe, spec: ComponentSpec, root: Path, backend: Backend, eager: EagerModule
+    recipe: ComponentRecipe,
+    spec: ComponentSpec,
+    root: Path,
+    backend: Backend,
+    eager: EagerModule,
+    layers: Mapping[str, str] | None = None,
 ) -> dict[str, Difference]:
     """Every output's difference, the worst of both sizes."""
     found: dict[str, Difference] = {}
@@ -99,9 +126,9 @@ def _whole(
         if recipe.segments is None:
             inputs = _inputs(recipe, dims, rng)
             with contextlib.closing(backend.open(root / spec.graphs["model"].path, spec.graphs["model"])) as session:
-                results = [(_run(session, inputs, _all_dims(spec.graphs["model"], recipe, dims)), eager.run(inputs))]
+                results = [(_run(session, inputs, _all_dims(spec.graphs["model"], recipe, dims)), eager.run(inputs, layers))]
         else:
-            results = _segmented(recipe, spec, root, backend, eager, dims, rng)
+            results = _segmented(recipe, spec, root, backend, eager, layers, dims, rng)
         for ours, reference in results:
             for name in recipe.outputs:
                 found[name] = difference(ours[name], reference[name]) | found.get(name, Difference(0.0, 0.0))
@@ -114,6 +141,7 @@ def _segmented(
     root: Path,
     backend: Backend,
     eager: EagerModule,
+    layers: Mapping[str, str] | None,
     dims: Mapping[str, int],
     rng: np.random.Generator,
 ) -> list[tuple[dict[str, Array], dict[str, Array]]]:
@@ -131,7 +159,7 @@ def _segmented(
         )
         for index, step in enumerate(given):
             plan.latents[...] = step[latents]
-            results.append(({recipe.outputs[0]: plan.step(index).copy()}, eager.run(step)))
+            results.append(({recipe.outputs[0]: plan.step(index).copy()}, eager.run(step, layers)))
     return results
 
 
@@ -140,11 +168,12 @@ def _blocks(
     spec: ComponentSpec,
     root: Path,
     backend: OrtCpuBackend,
-    parameters: Mapping[str, TensorLocation],
+    parameters: Mapping[str, TensorLocation | Scaled],
+    layers: Mapping[str, str],
     progress: Callable[[str], None],
 ) -> dict[str, Difference]:
     progress("eager")
-    given = _eager_values(recipe, parameters)
+    given = _eager_values(recipe, parameters, layers)
     graphs = {name: root / graph.path for name, graph in spec.graphs.items()}
     folder = next(iter(graphs.values())).parent
     found: dict[str, Difference] = {}
@@ -160,12 +189,14 @@ def _blocks(
     return found
 
 
-def _eager_values(recipe: ComponentRecipe, parameters: Mapping[str, TensorLocation]) -> list[dict[str, Array]]:
+def _eager_values(
+    recipe: ComponentRecipe, parameters: Mapping[str, TensorLocation | Scaled], layers: Mapping[str, str]
+) -> list[dict[str, Array]]:
     """Per size: the inputs, every border's values and the outputs, as eager has them; its weights are gone on return."""
     rng = np.random.default_rng(_SEED)
     eager = EagerModule(recipe, parameters, stream=True)
     inputs = [_inputs(recipe, dims, rng) for dims in recipe.probe_dims]
-    return [{**given, **eager.run(given)} for given in inputs]
+    return [{**given, **eager.run(given, layers)} for given in inputs]
 
 
 def _wiring(narrow: ComponentRecipe, backend: OrtCpuBackend) -> dict[str, Difference]:

@@ -117,6 +117,15 @@ class ArtifactWriter:
                 raise ArtifactError(f"{source}: changed while it was read: got {entry.size} bytes, expected {size}; export again")
         return entry
 
+    def remove(self, path: str) -> None:
+        """Takes back a file that was written: it will not be part of the artifact, and `path` is free again."""
+        self._check_open()
+        if path not in self._files:
+            raise ArtifactError(f"{self.out}: {path!r} was not written, so that it cannot be taken back")
+        with self._naming(self.out / path):
+            (self._partial / path).unlink()
+        del self._files[path]
+
     @contextlib.contextmanager
     def open_stream(self, path: str) -> Iterator[ArtifactStream]:
         """A new file `path` (relative, POSIX) to be written in pieces; it counts once the block ends without an exception."""

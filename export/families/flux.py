@@ -344,4 +344,5 @@ def _vae(config: _Config) -> ComponentRecipe:
         probe_dims=({"images": 2, "latent_h": 6, "latent_w": 8}, {"images": 3, "latent_h": 10, "latent_w": 4}),
         derived_dims={"height": ("latent_h", scale), "width": ("latent_w", scale)},
         trace_limits={"images": _DECODED_AT_ONCE},
+        called="decoder",
     )

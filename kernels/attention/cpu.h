@@ -15,9 +15,10 @@ extern const Operator kFusedAttention2NormRotary;
 
 constexpr size_t kAttentionMaxHeadDim = 512;
 
-// Rows of q that one task computes, and keys that one task packs.
+// Rows of q that one task computes, keys that one task packs, and keys whose scores are there at a time.
 constexpr size_t kAttentionRows = 96;
 constexpr size_t kAttentionSlice = 128;
+constexpr size_t kAttentionBlock = 192;
 
 // One part of the tokens, seen from one head: each pointer at its first token's first element.
 struct AttentionPart {
@@ -49,18 +50,19 @@ struct AttentionHead {
   float* packed_values = nullptr;  // attention_packed_values(…) elements
 };
 
-constexpr size_t attention_rounded(size_t size) {
-  return (size + 31) / 32 * 32;
+constexpr size_t attention_rounded(size_t size, size_t to) {
+  return (size + to - 1) / to * to;
 }
+// Keys lie as [keys][head_dim], the last one repeated until the tiles are full; values in panels of columns.
 constexpr size_t attention_packed_keys(size_t keys, size_t head_dim) {
-  return attention_rounded(keys) * head_dim;
+  return attention_rounded((keys + 11) * head_dim, 16);
 }
 constexpr size_t attention_packed_values(size_t keys, size_t head_dim) {
-  return keys * attention_rounded(head_dim);
+  return keys * attention_rounded(head_dim, 32);
 }
 // Elements of scratch that attention_pack and attention_rows need, each call of its own.
 constexpr size_t attention_scratch(size_t head_dim) {
-  return kAttentionRows * (head_dim + attention_rounded(head_dim) + 256) + 4096;
+  return kAttentionRows * (head_dim + attention_rounded(head_dim, 32) + kAttentionBlock) + 32 * head_dim;
 }
 
 // Writes the keys and values first … last - 1 into packed_keys and packed_values; first is a multiple of

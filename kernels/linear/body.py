@@ -1,4 +1,4 @@
-"""The Linear family in standard ONNX ops: what a runtime without our library executes.
+"""The Linear family in float32, in standard ONNX ops: what a runtime without our library executes.
 
 The product is Reshape–Gemm(transB)–Reshape: a runtime then packs the stored weight as it is; MatMul would need it transposed.
 GELU is spelt out, in the order in which ONNX Runtime finds its FastGelu again: the ONNX reference evaluator cannot run Gelu
@@ -12,6 +12,8 @@ in a function.
 
 from onnxscript import opset18 as op
 from onnxscript import script, values
+
+from vitrify.kernels.linear.rounded_body import ROUNDED_BODIES
 
 __all__ = ["BODIES"]
 
@@ -75,4 +77,7 @@ def Linear2GatedResidual(x_0, x_1, weight, bias, modulation, residual, gate_at: 
     return y
 
 
-BODIES = {f.name: f for f in (Linear, LinearNoBias, LinearGelu, LinearGatedResidual, Linear2GatedResidual)}
+BODIES = {
+    **{f.name: f for f in (Linear, LinearNoBias, LinearGelu, LinearGatedResidual, Linear2GatedResidual)},
+    **ROUNDED_BODIES,
+}

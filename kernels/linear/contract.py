@@ -1,19 +1,23 @@
-"""The Linear family as data: one row per signature."""
+"""The Linear family as data: one row per signature, each in three precisions."""
 
 from vitrify.engine.dtypes import DType
 from vitrify.engine.specs import TensorSpec
 from vitrify.kernels.op import Attribute, OpContract
 
-__all__ = ["CONTRACTS", "WEIGHT_DTYPES"]
+__all__ = ["CONTRACTS", "MOST_IN_INT8", "WEIGHT_DTYPES"]
 
 WEIGHT_DTYPES = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)
-"""As the checkpoint stores them; every kernel multiplies and adds in float32."""
+"""As the checkpoint stores them, where the precision is float32 or bfloat16."""
+
+MOST_IN_INT8 = 2**17
+"""The most input features in int8: a sum of so many products, each at most 127 · 128, fits an int32."""
 
 _X = TensorSpec("x", DType.FLOAT32, ("batch", "tokens", "in"))
 _X_0 = TensorSpec("x_0", DType.FLOAT32, ("batch", "tokens", "in_0"))
 _X_1 = TensorSpec("x_1", DType.FLOAT32, ("batch", "tokens", "in_1"))
 _WEIGHT = TensorSpec("weight", DType.FLOAT32, ("out", "in"))
 _WEIGHT_2 = TensorSpec("weight", DType.FLOAT32, ("out", "in_0 + in_1"))
+_WEIGHT_SCALE = TensorSpec("weight_scale", DType.FLOAT32, ("out",))
 _BIAS = TensorSpec("bias", DType.FLOAT32, ("out",))
 _MODULATION = TensorSpec("modulation", DType.FLOAT32, ("batch", "columns"))
 _RESIDUAL = TensorSpec("residual", DType.FLOAT32, ("batch", "tokens", "out"))
@@ -50,19 +54,37 @@ _ROWS: tuple[tuple[str, str, tuple[TensorSpec, ...], tuple[Attribute, ...]], ...
 )
 
 
-def _contract(name: str, summary: str, inputs: tuple[TensorSpec, ...], attributes: tuple[Attribute, ...]) -> OpContract:
+# Suffix of the op's name → what its arithmetic is.
+_PRECISIONS = {
+    "": "in float32",
+    "Bf16": "of x and weight rounded to bfloat16, sums in float32",
+    "Int8": "of x rounded to int8 per token and an int8 weight scaled per output, sums in int32",
+}
+
+
+def _contract(
+    name: str, summary: str, inputs: tuple[TensorSpec, ...], attributes: tuple[Attribute, ...], precision: str
+) -> OpContract:
     dims = {dim for tensor in inputs for extent in tensor.shape if isinstance(extent, str) for dim in extent.split(" + ")}
+    if precision == "Int8":
+        inputs = tuple(one for tensor in inputs for one in _in_int8(tensor))
     return OpContract(
-        name=name,
+        name=name + precision,
         version=1,
-        summary=summary,
+        summary=f"{summary}; products {_PRECISIONS[precision]}",
         inputs=inputs,
         outputs=(_Y,),
-        dtypes={"weight": WEIGHT_DTYPES},
+        dtypes={} if precision == "Int8" else {"weight": WEIGHT_DTYPES},
         attributes=attributes,
-        tolerances={DType.FLOAT32: 5e-6},
+        tolerances={DType.FLOAT32: 5e-6, DType.FLOAT16: 1e-3, DType.BFLOAT16: 6e-3},
         awkward={dim: sizes for dim, sizes in _SIZES.items() if dim in dims},
     )
 
 
-CONTRACTS = tuple(_contract(*row) for row in _ROWS)
+def _in_int8(tensor: TensorSpec) -> tuple[TensorSpec, ...]:
+    if tensor.name != "weight":
+        return (tensor,)
+    return TensorSpec("weight", DType.INT8, tensor.shape), _WEIGHT_SCALE
+
+
+CONTRACTS = tuple(_contract(*row, precision) for precision in _PRECISIONS for row in _ROWS)

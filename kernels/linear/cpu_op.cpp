@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <string>
 
 #include "linear/cpu.h"
@@ -19,45 +20,53 @@ LinearWeightType weight_type(DType dtype) {
       return LinearWeightType::bfloat16;
     case DType::float16:
       return LinearWeightType::float16;
+    case DType::int8:
+      return LinearWeightType::int8;
     default:
       return LinearWeightType::float32;
   }
 }
 
-// How y is cut into tasks.
+// How y is cut into tasks: tiles of rows by panels of columns.
 struct Cut {
-  size_t rows;
+  size_t tiles;
   size_t panels;
 };
 
-// Below this many multiplications waking a pool costs more than it saves.
+// Below this many multiplications of words waking a pool costs more than it saves.
 constexpr size_t kSmall = 1 << 19;
 constexpr size_t kTasksPerThread = 2;
 
-Cut cut(size_t rows, size_t panels, size_t in, size_t threads) {
-  Cut parts = {linear_parts(rows, kLinearRows), linear_blocks(in) > 1 ? linear_parts(panels, kLinearPanels) : 1};
-  if (threads < 2 || rows * panels * kLinearPanel * in < kSmall) return parts;
+Cut cut(size_t tiles, size_t panels, size_t words, const LinearShape& shape, size_t threads) {
+  Cut parts = {linear_parts(tiles, shape.rows / shape.tile_rows),
+               words > kLinearBlock ? linear_parts(panels, kLinearPanels) : 1};
+  if (threads < 2 || tiles * shape.tile_rows * panels * kLinearPanel * words < kSmall) return parts;
   // A few tasks for each thread and the same number for all, columns cut before rows: x is then copied more often,
   // but each part of the weight is read by fewer.
   const auto wanting = [&] {
-    const size_t tasks = parts.rows * parts.panels;
+    const size_t tasks = parts.tiles * parts.panels;
     return tasks < kTasksPerThread * threads || tasks % threads != 0;
   };
-  while (wanting() && parts.panels < panels && parts.rows * parts.panels < 2 * kTasksPerThread * threads)
+  while (wanting() && parts.panels < panels && parts.tiles * parts.panels < 2 * kTasksPerThread * threads)
     ++parts.panels;
   return parts;
 }
 
-template <LinearEpilogue epilogue, bool bias, int x_parts>
+template <LinearPrecision precision, LinearEpilogue epilogue, bool bias, int x_parts>
 class LinearKernel final : public Kernel {
  public:
-  explicit LinearKernel(const Node& node) {
+  explicit LinearKernel(const Node& node)
+      : shape_(linear_shape_by_level.active()(precision)), span_(linear_span_by_level.active()) {
     const Tensor* weight = node.constants[x_parts];
     if (weight == nullptr) throw OpError("weight is not constant: it must be an initializer");
     out_ = static_cast<size_t>(weight->dims[0]);
     in_ = static_cast<size_t>(weight->dims[1]);
-    packed_ = aligned_floats(linear_packed(out_, in_));
-    linear_pack_by_level.active()(weight->data, weight_type(weight->dtype), out_, in_, packed_.get());
+    if (precision == LinearPrecision::int8 && in_ > kLinearInt8Features) {
+      throw OpError("weight has " + std::to_string(in_) + " features, expected at most " +
+                    std::to_string(kLinearInt8Features) + " at int8");
+    }
+    packed_ = aligned_floats(linear_packed(out_, in_, precision, shape_));
+    linear_pack_by_level.active()(precision, weight->data, weight_type(weight->dtype), out_, in_, packed_.get());
     give_back_pages(weight->data, out_ * in_ * dtype_size(weight->dtype));
     if (epilogue == LinearEpilogue::gated_residual) {
       gate_at_ = node.integer("gate_at");
@@ -71,11 +80,13 @@ class LinearKernel final : public Kernel {
       problem.x[part] = inputs[part].as<const float>();
       problem.features[part] = static_cast<size_t>(inputs[part].dims[2]);
     }
+    const Tensor* next = inputs + x_parts + 1;  // Behind the weight.
     problem.weight = packed_.get();
     problem.epilogue = epilogue;
-    if (bias) problem.bias = inputs[x_parts + 1].as<const float>();
+    if (precision == LinearPrecision::int8) problem.scale = next++->as<const float>();
+    if (bias) problem.bias = next++->as<const float>();
     if (epilogue == LinearEpilogue::gated_residual) {
-      const Tensor& modulation = inputs[x_parts + 2];
+      const Tensor& modulation = *next++;
       const int64_t columns = modulation.dims[1];
       if (gate_at_ + static_cast<int64_t>(out_) > columns) {
         throw OpError("modulation has " + std::to_string(columns) + " along columns, expected at least " +
@@ -83,7 +94,7 @@ class LinearKernel final : public Kernel {
       }
       problem.gate = modulation.as<const float>() + gate_at_;
       problem.gate_stride = static_cast<size_t>(columns);
-      problem.residual = inputs[x_parts + 3].as<const float>();
+      problem.residual = next->as<const float>();
     }
     problem.y = outputs[0].as<float>();
     problem.tokens = static_cast<size_t>(inputs[0].dims[1]);
@@ -91,84 +102,90 @@ class LinearKernel final : public Kernel {
     problem.out = out_;
 
     const size_t panels = linear_panels(out_);
-    const Cut parts = cut(problem.rows, panels, in_, parallel.threads());
-    LinearSpan* const span = linear_span_by_level.active();
-    parallel.for_each(parts.rows * parts.panels, [&](size_t task) {
-      const size_t row = linear_cut(problem.rows, task % parts.rows, parts.rows);
-      const size_t row_end = linear_cut(problem.rows, task % parts.rows + 1, parts.rows);
-      const size_t panel = linear_cut(panels, task / parts.rows, parts.panels);
-      const size_t panel_end = linear_cut(panels, task / parts.rows + 1, parts.panels);
-      span(problem, row, row_end - row, panel, panel_end - panel, scratch());
+    const size_t tiles = (problem.rows + shape_.tile_rows - 1) / shape_.tile_rows;
+    const size_t words = linear_words(in_, shape_.group, shape_.unit);
+    const Cut parts = cut(tiles, panels, words, shape_, parallel.threads());
+    parallel.for_each(parts.tiles * parts.panels, [&](size_t task) {
+      const size_t tile = linear_cut(tiles, task % parts.tiles, parts.tiles);
+      const size_t tile_end = linear_cut(tiles, task % parts.tiles + 1, parts.tiles);
+      const size_t row = tile * shape_.tile_rows;
+      const size_t row_end = std::min(tile_end * shape_.tile_rows, problem.rows);
+      const size_t panel = linear_cut(panels, task / parts.tiles, parts.panels);
+      const size_t panel_end = linear_cut(panels, task / parts.tiles + 1, parts.panels);
+      span_(precision, problem, row, row_end - row, panel, panel_end - panel, scratch());
     });
   }
 
  private:
+  LinearShape shape_;  // Of the level at which the weight was packed, as is span_.
+  LinearSpan* span_;
   AlignedFloats packed_;
   size_t out_ = 0;
   size_t in_ = 0;
   int64_t gate_at_ = 0;
 };
 
-constexpr DTypes kWeight = {DType::float32, DType::bfloat16, DType::float16};
-
-constexpr TensorContract kInputs[] = {
-    {"x", DType::float32, 3, {"batch", "tokens", "in"}},
-    {"weight", kWeight, 2, {"out", "in"}},
-    {"bias", DType::float32, 1, {"out"}},
-    {"modulation", DType::float32, 2, {"batch", "columns"}},
-    {"residual", DType::float32, 3, {"batch", "tokens", "out"}},
-};
-constexpr TensorContract kInputs2[] = {
-    {"x_0", DType::float32, 3, {"batch", "tokens", "in_0"}},
-    {"x_1", DType::float32, 3, {"batch", "tokens", "in_1"}},
-    {"weight", kWeight, 2, {"out", "in_0 + in_1"}},
-    {"bias", DType::float32, 1, {"out"}},
-    {"modulation", DType::float32, 2, {"batch", "columns"}},
-    {"residual", DType::float32, 3, {"batch", "tokens", "out"}},
-};
-constexpr TensorContract kOutputs[] = {
-    {"y", DType::float32, 3, {"batch", "tokens", "out"}},
-};
+constexpr DTypes kStored = {DType::float32, DType::bfloat16, DType::float16};
 constexpr AttributeContract kGateAt[] = {
     {"gate_at", AttributeKind::integer, true, 0},
 };
 
+constexpr TensorContract kX = {"x", DType::float32, 3, {"batch", "tokens", "in"}};
+constexpr TensorContract kX0 = {"x_0", DType::float32, 3, {"batch", "tokens", "in_0"}};
+constexpr TensorContract kX1 = {"x_1", DType::float32, 3, {"batch", "tokens", "in_1"}};
+constexpr TensorContract kWeight = {"weight", kStored, 2, {"out", "in"}};
+constexpr TensorContract kWeight2 = {"weight", kStored, 2, {"out", "in_0 + in_1"}};
+constexpr TensorContract kWeightInt8 = {"weight", DType::int8, 2, {"out", "in"}};
+constexpr TensorContract kWeight2Int8 = {"weight", DType::int8, 2, {"out", "in_0 + in_1"}};
+constexpr TensorContract kScale = {"weight_scale", DType::float32, 1, {"out"}};
+constexpr TensorContract kBias = {"bias", DType::float32, 1, {"out"}};
+constexpr TensorContract kModulation = {"modulation", DType::float32, 2, {"batch", "columns"}};
+constexpr TensorContract kResidual = {"residual", DType::float32, 3, {"batch", "tokens", "out"}};
+
+constexpr TensorContract kInputs[] = {kX, kWeight, kBias, kModulation, kResidual};
+constexpr TensorContract kInputs2[] = {kX0, kX1, kWeight2, kBias, kModulation, kResidual};
+constexpr TensorContract kInputsInt8[] = {kX, kWeightInt8, kScale, kBias, kModulation, kResidual};
+constexpr TensorContract kInputs2Int8[] = {kX0, kX1, kWeight2Int8, kScale, kBias, kModulation, kResidual};
+constexpr TensorContract kOutputs[] = {
+    {"y", DType::float32, 3, {"batch", "tokens", "out"}},
+};
+
+template <LinearPrecision precision, LinearEpilogue epilogue, bool bias, int x_parts>
+constexpr Operator operator_of(const char* name) {
+  constexpr bool kInt8 = precision == LinearPrecision::int8;
+  constexpr bool kGated = epilogue == LinearEpilogue::gated_residual;
+  const TensorContract* inputs = x_parts == 2 ? (kInt8 ? kInputs2Int8 : kInputs2) : (kInt8 ? kInputsInt8 : kInputs);
+  const int count = x_parts + 1 + (kInt8 ? 1 : 0) + (bias ? 1 : 0) + (kGated ? 2 : 0);
+  return {name,     1,      kGated ? kGateAt : nullptr,
+          kGated,   inputs, count,
+          kOutputs, 1,      &create_kernel<LinearKernel<precision, epilogue, bias, x_parts>>};
+}
+
+constexpr LinearPrecision kFloat32 = LinearPrecision::float32;
+constexpr LinearPrecision kBf16 = LinearPrecision::bfloat16;
+constexpr LinearPrecision kInt8 = LinearPrecision::int8;
+constexpr LinearEpilogue kNone = LinearEpilogue::none;
+constexpr LinearEpilogue kGelu = LinearEpilogue::gelu;
+constexpr LinearEpilogue kGated = LinearEpilogue::gated_residual;
+
 }  // namespace
 
-const Operator kLinear = {
-    "Linear", 1, nullptr, 0, kInputs, 3, kOutputs, 1, &create_kernel<LinearKernel<LinearEpilogue::none, true, 1>>};
+const Operator kLinear = operator_of<kFloat32, kNone, true, 1>("Linear");
+const Operator kLinearNoBias = operator_of<kFloat32, kNone, false, 1>("LinearNoBias");
+const Operator kLinearGelu = operator_of<kFloat32, kGelu, true, 1>("LinearGelu");
+const Operator kLinearGatedResidual = operator_of<kFloat32, kGated, true, 1>("LinearGatedResidual");
+const Operator kLinear2GatedResidual = operator_of<kFloat32, kGated, true, 2>("Linear2GatedResidual");
 
-const Operator kLinearNoBias = {"LinearNoBias",
-                                1,
-                                nullptr,
-                                0,
-                                kInputs,
-                                2,
-                                kOutputs,
-                                1,
-                                &create_kernel<LinearKernel<LinearEpilogue::none, false, 1>>};
+const Operator kLinearBf16 = operator_of<kBf16, kNone, true, 1>("LinearBf16");
+const Operator kLinearNoBiasBf16 = operator_of<kBf16, kNone, false, 1>("LinearNoBiasBf16");
+const Operator kLinearGeluBf16 = operator_of<kBf16, kGelu, true, 1>("LinearGeluBf16");
+const Operator kLinearGatedResidualBf16 = operator_of<kBf16, kGated, true, 1>("LinearGatedResidualBf16");
+const Operator kLinear2GatedResidualBf16 = operator_of<kBf16, kGated, true, 2>("Linear2GatedResidualBf16");
 
-const Operator kLinearGelu = {
-    "LinearGelu", 1, nullptr, 0, kInputs, 3, kOutputs, 1, &create_kernel<LinearKernel<LinearEpilogue::gelu, true, 1>>};
-
-const Operator kLinearGatedResidual = {"LinearGatedResidual",
-                                       1,
-                                       kGateAt,
-                                       1,
-                                       kInputs,
-                                       5,
-                                       kOutputs,
-                                       1,
-                                       &create_kernel<LinearKernel<LinearEpilogue::gated_residual, true, 1>>};
-
-const Operator kLinear2GatedResidual = {"Linear2GatedResidual",
-                                        1,
-                                        kGateAt,
-                                        1,
-                                        kInputs2,
-                                        6,
-                                        kOutputs,
-                                        1,
-                                        &create_kernel<LinearKernel<LinearEpilogue::gated_residual, true, 2>>};
+const Operator kLinearInt8 = operator_of<kInt8, kNone, true, 1>("LinearInt8");
+const Operator kLinearNoBiasInt8 = operator_of<kInt8, kNone, false, 1>("LinearNoBiasInt8");
+const Operator kLinearGeluInt8 = operator_of<kInt8, kGelu, true, 1>("LinearGeluInt8");
+const Operator kLinearGatedResidualInt8 = operator_of<kInt8, kGated, true, 1>("LinearGatedResidualInt8");
+const Operator kLinear2GatedResidualInt8 = operator_of<kInt8, kGated, true, 2>("Linear2GatedResidualInt8");
 
 }  // namespace vitrify

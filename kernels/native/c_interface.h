@@ -48,3 +48,33 @@ VITRIFY_EXPORT const char* vitrify_error();
 // All arrays are dense: [batch, tokens, width], sums [batch, 2]. r and sums overlap no input.
 VITRIFY_EXPORT void vitrify_residual_diff_f32(const float* h1, const float* h0, const float* r_ref, float* r,
                                               float* sums, int64_t batch, int64_t tokens, int64_t width);
+
+// The GPU kernels of a folder that `vitrify kernels build` wrote, launched on the caller's stream in the calling
+// thread's current CUDA context. A call names its op, the dtype of its activations, its dimensions and int attributes
+// (numbers), its float attributes (reals), and its tensors: inputs, outputs and scratch, addresses in GPU memory.
+struct VitrifyGpuCall {
+  const char* op;
+  int64_t version;
+  const char* activation;
+  int number_count;
+  const char* const* number_names;
+  const int64_t* numbers;
+  int real_count;
+  const char* const* real_names;
+  const double* reals;
+  int tensor_count;
+  const char* const* tensor_names;
+  const void* const* tensors;
+};
+
+// Null on failure.
+VITRIFY_EXPORT void* vitrify_gpu_open(const char* folder);
+// The index-th scratch buffer that a call needs: 1, or 0 past the last, or -1 on failure. The name lives as long as the
+// kernels.
+VITRIFY_EXPORT int vitrify_gpu_scratch(const void* kernels, const VitrifyGpuCall* call, int index, const char** name,
+                                       int64_t* bytes);
+// 0, or -1 on failure: then nothing was launched, unless a launch itself failed.
+VITRIFY_EXPORT int vitrify_gpu_run(void* kernels, const VitrifyGpuCall* call, void* stream);
+VITRIFY_EXPORT void vitrify_gpu_close(void* kernels);
+// Why the ops do not run on a GPU through ONNX Runtime: no driver, no build, a damaged one. Empty where they do.
+VITRIFY_EXPORT const char* vitrify_gpu_status();

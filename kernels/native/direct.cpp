@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "native/c_interface.h"
+#include "native/last_error.h"
 #include "native/operator.h"
 #include "native/shapes.h"
 
@@ -18,20 +19,6 @@ struct DirectKernel {
   Shapes shapes;
   std::unique_ptr<Kernel> kernel;
 };
-
-thread_local std::string last_error;
-
-// Runs `body`; false, with the reason in last_error, if it throws.
-template <typename Body>
-bool guarded(const char* op, const Body& body) noexcept {
-  try {
-    body();
-    return true;
-  } catch (const std::exception& error) {
-    last_error = std::string(op) + ": " + error.what();
-    return false;
-  }
-}
 
 const Operator& find(const char* name) {
   for (int i = 0; i < kOperatorCount; ++i) {
@@ -93,6 +80,12 @@ void run_on_threads(const void* context, size_t count, Task task, void* state) {
 }
 
 }  // namespace
+
+std::string& last_error() {
+  thread_local std::string text;
+  return text;
+}
+
 }  // namespace vitrify
 
 using namespace vitrify;
@@ -151,5 +144,5 @@ void vitrify_destroy_kernel(void* kernel) {
 }
 
 const char* vitrify_error() {
-  return last_error.c_str();
+  return last_error().c_str();
 }

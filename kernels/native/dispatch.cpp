@@ -5,8 +5,26 @@
 
 #include "native/c_interface.h"
 
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace vitrify {
 namespace {
+
+#if defined(__x86_64__)
+// Whether the system lets this process use the tile registers: Linux wants to be asked first.
+bool tiles_allowed() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023;
+  constexpr long kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 struct Row {
   const char* name;

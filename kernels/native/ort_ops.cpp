@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "native/c_interface.h"
+#include "native/gpu_library.h"
 #include "native/operator.h"
 #include "native/shapes.h"
 
@@ -29,6 +30,7 @@ VITRIFY_ASSERT_SLOT(GetTensorMutableData, 51);
 VITRIFY_ASSERT_SLOT(CreateTensorTypeAndShapeInfo, 57);
 VITRIFY_ASSERT_SLOT(SetTensorElementType, 58);
 VITRIFY_ASSERT_SLOT(SetDimensions, 59);
+VITRIFY_ASSERT_SLOT(GetTensorElementType, 60);
 VITRIFY_ASSERT_SLOT(GetDimensionsCount, 61);
 VITRIFY_ASSERT_SLOT(GetDimensions, 62);
 VITRIFY_ASSERT_SLOT(GetSymbolicDimensions, 63);
@@ -39,6 +41,7 @@ VITRIFY_ASSERT_SLOT(KernelContext_GetInput, 90);
 VITRIFY_ASSERT_SLOT(KernelContext_GetOutput, 91);
 VITRIFY_ASSERT_SLOT(ReleaseStatus, 93);
 VITRIFY_ASSERT_SLOT(ReleaseTensorTypeAndShapeInfo, 99);
+VITRIFY_ASSERT_SLOT(KernelContext_GetGPUComputeStream, 193);
 VITRIFY_ASSERT_SLOT(KernelInfo_GetNodeName, 244);
 VITRIFY_ASSERT_SLOT(KernelInfoGetConstantInput_tensor, 249);
 VITRIFY_ASSERT_SLOT(ShapeInferContext_GetInputTypeShape, 268);
@@ -55,12 +58,24 @@ namespace {
 // The version whose table and struct are used, whatever the header that was compiled against knows beyond it.
 constexpr uint32_t kApiVersion = 18;
 
-// An operator with one choice of dtypes as a custom op: ONNX Runtime picks among those of one name by dtype.
-// `ort` comes first, so that a pointer to it is one to the whole.
+struct WrappedOperator;
+
+// All custom ops of one name.
+struct Family {
+  explicit Family(const Operator& op) : shapes(op) {}
+  Shapes shapes;
+  std::deque<WrappedOperator> members;  // It does not move its elements when it grows.
+};
+
+// An operator with one choice of dtypes, on the CPU or on a GPU, as a custom op: ONNX Runtime picks among those of one
+// name by dtype and provider. `ort` comes first, so that a pointer to it is one to the whole.
 struct WrappedOperator {
   OrtCustomOp ort = {};
+  const Family* family = nullptr;
   const Shapes* shapes = nullptr;
   const OrtApi* api = nullptr;
+  GpuKernels* gpu = nullptr;  // Null on the CPU.
+  std::string activation;     // The dtype by which a GPU's kernels are chosen.
   DType inputs[kMaxTensors] = {};
   DType outputs[kMaxTensors] = {};
 
@@ -70,8 +85,9 @@ struct WrappedOperator {
 // A kernel of one node, as ONNX Runtime holds it.
 struct NodeKernel {
   const WrappedOperator* wrapped;
-  std::string where;  // How messages begin: the operator, and the node's name where it has one.
-  std::unique_ptr<Kernel> kernel;
+  std::string where;                       // How messages begin: the operator, and the node's name where it has one.
+  std::unique_ptr<Kernel> kernel;          // On the CPU.
+  double attributes[kMaxAttributes] = {};  // In the operator's order.
 };
 
 const WrappedOperator& wrapped(const OrtCustomOp* op) {
@@ -192,13 +208,16 @@ std::string node_name(const OrtApi& api, const OrtKernelInfo* info) {
   return succeeds(api, api.KernelInfo_GetNodeName(info, name, &size)) ? name : "";
 }
 
-std::unique_ptr<Kernel> create(const WrappedOperator& self, const OrtKernelInfo* info) {
+void create(NodeKernel& me, const OrtKernelInfo* info) {
+  const WrappedOperator& self = *me.wrapped;
   const OrtApi& api = *self.api;
   const Operator& op = self.op();
+  for (int i = 0; i < op.attribute_count; ++i)
+    me.attributes[i] = read_attribute(api, op.attributes[i], info);
+  if (self.gpu != nullptr) return;  // Its constants lie in GPU memory and are used as they are.
   Node node;
   node.op = &op;
-  for (int i = 0; i < op.attribute_count; ++i)
-    node.attributes[i] = read_attribute(api, op.attributes[i], info);
+  std::copy(me.attributes, me.attributes + op.attribute_count, node.attributes);
   Tensor constants[kMaxTensors];
   Sizes sizes(*self.shapes);
   for (int i = 0; i < op.input_count; ++i) {
@@ -210,7 +229,35 @@ std::unique_ptr<Kernel> create(const WrappedOperator& self, const OrtKernelInfo*
     sizes.learn(i, constants[i].dims);
     node.constants[i] = &constants[i];
   }
-  return op.create(node);
+  me.kernel = op.create(node);
+}
+
+// The same node as a call of the launcher, on ONNX Runtime's stream.
+void launch(const NodeKernel& me, const Sizes& sizes, const Tensor* inputs, const Tensor* outputs,
+            const OrtKernelContext* context) {
+  const WrappedOperator& self = *me.wrapped;
+  const Operator& op = self.op();
+  GpuCall call;
+  call.op = op.name;
+  call.version = op.version;
+  call.activation = self.activation;
+  for (size_t dim = 0; dim < self.shapes->names().size(); ++dim)
+    call.numbers[self.shapes->names()[dim]] = sizes.of(static_cast<int>(dim));
+  for (int i = 0; i < op.attribute_count; ++i) {
+    const AttributeContract& attribute = op.attributes[i];
+    if (attribute.kind == AttributeKind::integer) {
+      call.numbers[attribute.name] = static_cast<int64_t>(me.attributes[i]);
+    } else {
+      call.reals[attribute.name] = me.attributes[i];
+    }
+  }
+  for (int i = 0; i < op.input_count; ++i)
+    call.tensors[op.inputs[i].name] = inputs[i].data;
+  for (int i = 0; i < op.output_count; ++i)
+    call.tensors[op.outputs[i].name] = outputs[i].data;
+  void* stream = nullptr;
+  check(self.api->KernelContext_GetGPUComputeStream(context, &stream));
+  self.gpu->run_with_scratch(std::move(call), static_cast<cuda::Stream*>(stream));
 }
 
 void compute(const NodeKernel& me, OrtKernelContext* context) {
@@ -237,23 +284,39 @@ void compute(const NodeKernel& me, OrtKernelContext* context) {
     check(api.KernelContext_GetOutput(context, static_cast<size_t>(i), outputs[i].dims, rank, &value));
     check(api.GetTensorMutableData(value, &outputs[i].data));
   }
+  if (self.gpu != nullptr) return launch(me, sizes, inputs, outputs, context);
   const void* pool[2] = {&api, context};
   // ONNX Runtime does not tell the size of its pool; by default it is that of the machine.
   static const size_t threads = std::max(1U, std::thread::hardware_concurrency());
   me.kernel->run(inputs, outputs, Parallel(&run_on_pool, pool, threads));
 }
 
-// Gives each output the sizes and names that the inputs have for its dimensions, as far as they are known.
+// Whichever of the family takes these element types; `self` where none does.
+const WrappedOperator& fitting(const WrappedOperator& self, const ONNXTensorElementDataType* types) {
+  const int count = self.op().input_count;
+  for (const WrappedOperator& member : self.family->members) {
+    int same = 0;
+    while (same < count && types[same] == element_type(member.inputs[same]))
+      ++same;
+    if (same == count) return member;
+  }
+  return self;
+}
+
+// Gives each output the dtype, and the sizes and names that the inputs have for its dimensions, as far as they are
+// known.
 void infer(const WrappedOperator& self, OrtShapeInferContext* context) {
   const OrtApi& api = *self.api;
   const Operator& op = self.op();
   Sizes sizes(*self.shapes);
   std::vector<std::string> symbols(self.shapes->names().size());
+  ONNXTensorElementDataType types[kMaxTensors] = {};
   for (int i = 0; i < op.input_count; ++i) {
     const auto rank = static_cast<size_t>(op.inputs[i].rank);
     OrtTensorTypeAndShapeInfo* shape = nullptr;  // Lent: the context owns it.
     size_t actual = 0;
     check(api.ShapeInferContext_GetInputTypeShape(context, static_cast<size_t>(i), &shape));
+    check(api.GetTensorElementType(shape, &types[i]));
     check(api.GetDimensionsCount(shape, &actual));
     if (actual != rank) continue;  // Unknown so far; a wrong rank is found when the node runs.
     int64_t dims[kMaxRank];
@@ -268,6 +331,7 @@ void infer(const WrappedOperator& self, OrtShapeInferContext* context) {
       if (symbol.empty()) symbol = names[axis];
     }
   }
+  const WrappedOperator& typed = fitting(self, types);
   for (int i = 0; i < op.output_count; ++i) {
     const auto rank = static_cast<size_t>(op.outputs[i].rank);
     int64_t dims[kMaxRank];
@@ -287,30 +351,25 @@ void infer(const WrappedOperator& self, OrtShapeInferContext* context) {
     if (!known) continue;  // A size of -1 without a name would be taken for a size.
     OwnedShape shape(api);
     check(api.CreateTensorTypeAndShapeInfo(shape.out()));
-    check(api.SetTensorElementType(shape.get(), element_type(self.outputs[i])));
+    check(api.SetTensorElementType(shape.get(), element_type(typed.outputs[i])));
     check(api.SetDimensions(shape.get(), dims, rank));
     check(api.SetSymbolicDimensions(shape.get(), names, rank));
     check(api.ShapeInferContext_SetOutputTypeShape(context, static_cast<size_t>(i), shape.get()));
   }
 }
 
-// variant: which of the operator's choices of dtypes, counted like the digits of a number, the first input's fastest.
-WrappedOperator wrap(const Shapes& shapes, int variant, const OrtApi& api) {
+// Everything but dtypes and provider.
+WrappedOperator wrap(const Family& family, const OrtApi& api) {
   WrappedOperator self;
-  self.shapes = &shapes;
+  self.family = &family;
+  self.shapes = &family.shapes;
   self.api = &api;
-  const Operator& op = shapes.op();
-  for (int i = 0; i < op.input_count; ++i) {
-    const DTypes& dtypes = op.inputs[i].dtypes;
-    self.inputs[i] = dtypes.of[variant % dtypes.count];
-    variant /= dtypes.count;
-  }
-  for (int i = 0; i < op.output_count; ++i)
-    self.outputs[i] = op.outputs[i].dtypes.of[0];
   OrtCustomOp& ort = self.ort;
   ort.version = kApiVersion;
   ort.GetName = [](const OrtCustomOp* custom) { return wrapped(custom).op().name; };
-  ort.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
+  ort.GetExecutionProviderType = [](const OrtCustomOp* custom) -> const char* {
+    return wrapped(custom).gpu == nullptr ? nullptr : "CUDAExecutionProvider";
+  };
   ort.GetInputTypeCount = [](const OrtCustomOp* custom) {
     return static_cast<size_t>(wrapped(custom).op().input_count);
   };
@@ -335,7 +394,7 @@ WrappedOperator wrap(const Shapes& shapes, int variant, const OrtApi& api) {
     made->wrapped = &me;
     const std::string name = node_name(*me.api, info);
     made->where = me.op().name + (name.empty() ? "" : " (" + name + ")");
-    OrtStatus* status = guarded(*me.api, made->where, [&] { made->kernel = create(me, info); });
+    OrtStatus* status = guarded(*me.api, made->where, [&] { create(*made, info); });
     if (status == nullptr) *kernel = made.release();
     return status;
   };
@@ -354,26 +413,57 @@ WrappedOperator wrap(const Shapes& shapes, int variant, const OrtApi& api) {
   return self;
 }
 
+// variant: which of the operator's choices of dtypes, counted like the digits of a number, the first input's fastest.
+WrappedOperator wrap_for_cpu(const Family& family, int variant, const OrtApi& api) {
+  WrappedOperator self = wrap(family, api);
+  const Operator& op = self.op();
+  for (int i = 0; i < op.input_count; ++i) {
+    const DTypes& dtypes = op.inputs[i].dtypes;
+    self.inputs[i] = dtypes.of[variant % dtypes.count];
+    variant /= dtypes.count;
+  }
+  for (int i = 0; i < op.output_count; ++i)
+    self.outputs[i] = op.outputs[i].dtypes.of[0];
+  return self;
+}
+
+// The dtypes are those of the compiled kernels' pointers.
+WrappedOperator wrap_for_gpu(const Family& family, GpuKernels& gpu, const GpuTypes& types, const OrtApi& api) {
+  WrappedOperator self = wrap(family, api);
+  self.gpu = &gpu;
+  self.activation = types.activation;
+  const Operator& op = self.op();
+  for (int i = 0; i < op.input_count; ++i)
+    self.inputs[i] = types.of(op.name, op.inputs[i].name);
+  for (int i = 0; i < op.output_count; ++i)
+    self.outputs[i] = types.of(op.name, op.outputs[i].name);
+  return self;
+}
+
 // One domain for the life of the process, shared by all sessions: they keep pointers into it.
 OrtCustomOpDomain* domain(const OrtApi& api) {
   static std::mutex mutex;
   static OrtCustomOpDomain* made = nullptr;
-  static std::deque<WrappedOperator> operators;  // Neither of them moves its elements when it grows.
-  static std::deque<Shapes> shapes;
+  static std::deque<Family> families;  // It does not move its elements when it grows.
   const std::lock_guard<std::mutex> lock(mutex);
   if (made == nullptr) {
+    GpuKernels* const gpu = gpu_library().kernels.get();
     OrtCustomOpDomain* fresh = nullptr;
     check(api.CreateCustomOpDomain("vitrify", &fresh));
     for (int i = 0; i < kOperatorCount; ++i) {
       const Operator& op = *kOperators[i];
-      shapes.emplace_back(op);
+      Family& family = families.emplace_back(op);
       int variants = 1;
       for (int input = 0; input < op.input_count; ++input)
         variants *= op.inputs[input].dtypes.count;
-      for (int variant = 0; variant < variants; ++variant) {
-        operators.push_back(wrap(shapes.back(), variant, api));
-        check(api.CustomOpDomain_Add(fresh, &operators.back().ort));
+      for (int variant = 0; variant < variants; ++variant)
+        family.members.push_back(wrap_for_cpu(family, variant, api));
+      if (gpu != nullptr) {
+        for (const GpuTypes& types : gpu->types(op.name, op.version))
+          family.members.push_back(wrap_for_gpu(family, *gpu, types, api));
       }
+      for (const WrappedOperator& member : family.members)
+        check(api.CustomOpDomain_Add(fresh, &member.ort));
     }
     made = fresh;
   }

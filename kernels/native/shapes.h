@@ -47,6 +47,8 @@ class Sizes {
   // Holds every input's sums of dimensions against what was learned; `inputs` has all of them. Throws OpError.
   void check_sums(const Tensor* inputs) const;
   int64_t of(const Extent& extent) const;
+  // Of the name at this place of Shapes::names.
+  int64_t of(int dim) const { return sizes_[static_cast<size_t>(dim)]; }
 
  private:
   const Shapes& shapes_;

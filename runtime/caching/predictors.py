@@ -24,6 +24,9 @@ __all__ = ["landing", "miss", "predict", "record"]
 
 Array = npt.NDArray[Any]
 
+_BLOCK = 32_768
+"""Values extrapolated at a time, so that what several operations read and write of them stays in a core's cache."""
+
 
 def landing(state: DenoisingCacheState) -> Array:
     """Where the next value may be written, so that `record` need not copy it. It does not outlive the step."""
@@ -119,11 +122,14 @@ def _extrapolated(state: DenoisingCacheState) -> Array:
     ahead = state.progress.position - positions[0]
     if order < 1:
         return factors[0]
-    if order == 1:
-        np.multiply(factors[1], np.float32(ahead), out=out)
-    else:
-        np.multiply(factors[2], np.float32(ahead + positions[0] - positions[1]), out=out)
-        out += factors[1]
-        out *= np.float32(ahead)
-    out += factors[0]
+    flat = [array.reshape(-1) for array in (out, *factors[: order + 1])]
+    for start in range(0, out.size, _BLOCK):
+        into, *terms = (array[start : start + _BLOCK] for array in flat)
+        if order == 1:
+            np.multiply(terms[1], np.float32(ahead), out=into)
+        else:
+            np.multiply(terms[2], np.float32(ahead + positions[0] - positions[1]), out=into)
+            into += terms[1]
+            into *= np.float32(ahead)
+        into += terms[0]
     return out

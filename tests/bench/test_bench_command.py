@@ -26,6 +26,7 @@ SAMPLE = str(ROOT / "examples" / "emoji_flux")
         ("export", "--json"),
         ("startup", "--json"),
         ("ops", "--level"),
+        ("skips", "--rounds"),
         ("compare", "--margin"),
         ("report", "--html"),
     ],

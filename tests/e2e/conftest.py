@@ -46,18 +46,21 @@ def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, Expor
     return make
 
 
+SAMPLE_OPTIONS = ExportOptions(
+    height=sizes("32:64:128"),
+    width=sizes("32:64:128"),
+    batch=sizes("1:2:4"),
+    max_sequence_length=sizes("8:16:64"),
+    parity=False,
+    defaults={"num_inference_steps": 20, "true_cfg_scale": 2.0, "negative_prompt": "", "max_sequence_length": 16},
+)
+"""The request defaults that the sample's README names."""
+
+
 @pytest.fixture(scope="session")
 def sample(make_case: Callable[[Path, ExportOptions], Case]) -> Iterator[Case]:
-    """The trained sample, with the request defaults its README names."""
-    options = ExportOptions(
-        height=sizes("32:64:128"),
-        width=sizes("32:64:128"),
-        batch=sizes("1:2:4"),
-        max_sequence_length=sizes("8:16:64"),
-        parity=False,
-        defaults={"num_inference_steps": 20, "true_cfg_scale": 2.0, "negative_prompt": "", "max_sequence_length": 16},
-    )
-    case = make_case(SAMPLE, options)
+    """The trained sample."""
+    case = make_case(SAMPLE, SAMPLE_OPTIONS)
     yield case
     case.pipe.close()
 

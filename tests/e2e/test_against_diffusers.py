@@ -91,7 +91,15 @@ def compare(case: Case, call: dict[str, Any]) -> None:
 
 
 def compare_teacher_forced(case: Case, call: dict[str, Any], reference: Recorded) -> None:
-    """Each step starts from the reference's latents; each of the denoiser's calls is held against the reference's."""
+    """Each of the denoiser's calls is held against the reference's."""
+    predictions = teacher_forced(case, call, reference)
+    assert len(predictions) == len(reference.predictions)
+    for index, (got, expected) in enumerate(zip(predictions, reference.predictions, strict=True)):
+        assert_close(got, expected, TOLERANCE, f"noise_pred of call {index}")
+
+
+def teacher_forced(case: Case, call: dict[str, Any], reference: Recorded) -> list[Any]:
+    """What our denoiser predicts in each of the reference's calls: each step starts from the reference's latents."""
     predictions: list[Any] = []
     step = type(case.pipe).run_transformer
 
@@ -108,9 +116,7 @@ def compare_teacher_forced(case: Case, call: dict[str, Any], reference: Recorded
             output_type="latent",
             callback_on_step_end=lambda *now: {"latents": reference.latents[now[1]]},
         )
-    assert len(predictions) == len(reference.predictions)
-    for index, (got, expected) in enumerate(zip(predictions, reference.predictions, strict=True)):
-        assert_close(got, expected, TOLERANCE, f"noise_pred of call {index}")
+    return predictions
 
 
 @pytest.mark.parametrize("request_", SAMPLE_REQUESTS.values(), ids=SAMPLE_REQUESTS)

@@ -143,6 +143,7 @@ def by_hand(rows: int) -> dict[Cache, int]:
         Cache(MASK, Taylor(1, "output", corrected=True)): 4 * output,
         Cache(MASK, Taylor(2, "output", corrected=True)): 5 * output,
         Cache(Magnitude((1.0,)), Taylor(2, "output", "sigma")): 4 * output,
+        Cache(MASK, Taylor(1, "output", corrected=True)): 4 * output,
     }
 
 

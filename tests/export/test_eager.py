@@ -42,7 +42,7 @@ def test_the_reference_is_diffusers_own_model(request: pytest.FixtureRequest, wh
 
 def test_streaming_holds_one_block_at_a_time(guided: TinyFlux) -> None:
     eager = EagerModule(guided.recipe, guided.locations, stream=True)
-    module = eager._module
+    module = eager.module
     blocks = [module.get_submodule(f"model.{border.path}") for border in guided.recipe.borders]
     most = 0
 

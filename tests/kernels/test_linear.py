@@ -23,7 +23,8 @@ from vitrify.kernels import registry
 
 Array = NDArray[Any]
 
-OPS = ("Linear", "LinearNoBias", "LinearGelu", "LinearGatedResidual", "Linear2GatedResidual")
+FAMILY = ("Linear", "LinearNoBias", "LinearGelu", "LinearGatedResidual", "Linear2GatedResidual")
+OPS = tuple(name + precision for precision in ("", "Bf16", "Int8") for name in FAMILY)
 WEIGHTS = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
 TOLERANCE = registry.contract("Linear").tolerances[DType.FLOAT32]
 GATE_AT = 5
@@ -37,6 +38,7 @@ SIZES = [
     (1, 1025, 257, 64),
     (3, 5, 1100, 193),
     (1, 15, 64, 1056),
+    (1, 40, 9000, 70),
 ]
 SMALL = [size for size in SIZES if np.prod(size) <= 10_000_000]
 
@@ -44,22 +46,32 @@ SMALL = [size for size in SIZES if np.prod(size) <= 10_000_000]
 def inputs(op: str, size: tuple[int, int, int, int], dtype: np.dtype[Any] = WEIGHTS[0]) -> dict[str, Array]:
     """By name, in the contract's order. Of two parts of x the first has a third of the features."""
     batch, tokens, features, out = size
-    rng = np.random.default_rng([OPS.index(op), *size])
+    rng = np.random.default_rng([FAMILY.index(family(op)), *size])
 
     def normal(*shape: int) -> Array:
         return rng.standard_normal(shape, dtype=np.float32)
 
-    weight = (normal(out, features) / np.sqrt(np.float32(features))).astype(dtype)
+    weight = normal(out, features) / np.sqrt(np.float32(features))
+    weight_scale = np.full(out, np.nan, np.float32)
+    if op.endswith("Int8"):
+        weight_scale = np.abs(weight).max(axis=1, initial=1e-30) / np.float32(127)
+        weight = np.rint(weight / weight_scale[:, None]).astype(np.int8)
+    else:
+        weight = weight.astype(dtype)
     # Columns beside the gate that would be noticed.
     modulation = np.full((batch, GATE_AT + out + 2), np.nan, np.float32)
     modulation[:, GATE_AT : GATE_AT + out] = normal(batch, out)
-    everything = {"x": normal(batch, tokens, features), "weight": weight, "bias": normal(out)}
+    everything = {"x": normal(batch, tokens, features), "weight": weight, "weight_scale": weight_scale, "bias": normal(out)}
     everything |= {"modulation": modulation, "residual": normal(batch, tokens, out)}
     if "x_0" in names(op):
         first = features // 3
         x = everything["x"]
         everything |= {"x_0": np.ascontiguousarray(x[..., :first]), "x_1": np.ascontiguousarray(x[..., first:])}
     return {name: everything[name] for name in names(op)}
+
+
+def family(op: str) -> str:
+    return op.removesuffix("Bf16").removesuffix("Int8")
 
 
 def names(op: str) -> list[str]:
@@ -71,11 +83,19 @@ def attributes(op: str) -> dict[str, int]:
 
 
 def exact(op: str, given: dict[str, Array]) -> Array:
-    """In float64, by numpy: nothing of the reference's."""
+    """In float64 but for what the op rounds, by numpy: nothing of the reference's."""
     wide = {name: array.astype(np.float64) for name, array in given.items()}
-    x = wide["x"] if "x" in wide else np.concatenate((wide["x_0"], wide["x_1"]), axis=-1)
-    y = x @ wide["weight"].T + wide.get("bias", 0)
-    if op == "LinearGelu":
+    x = given["x"] if "x" in given else np.concatenate((given["x_0"], given["x_1"]), axis=-1)
+    weight = wide["weight"]
+    scale: Any = 1.0
+    if op.endswith("Bf16"):
+        x, weight = x.astype(ml_dtypes.bfloat16), given["weight"].astype(ml_dtypes.bfloat16).astype(np.float64)
+    if op.endswith("Int8"):
+        largest = np.abs(x).max(axis=-1, keepdims=True, initial=1e-30)
+        x = np.rint(x * (np.float32(127) / largest))
+        scale = largest.astype(np.float64) / 127 * wide["weight_scale"]
+    y = x.astype(np.float64) @ weight.T * scale + wide.get("bias", 0)
+    if family(op) == "LinearGelu":
         y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
     if "residual" in wide:
         gate = wide["modulation"][:, None, GATE_AT : GATE_AT + y.shape[-1]]
@@ -134,12 +154,19 @@ def test_body_and_kernel_are_right_in_onnxruntime_and_the_evaluator(op: str) -> 
         assert_close(ReferenceEvaluator(model).run(None, given)[0], expected, TOLERANCE, f"{op} {size} evaluator")
 
 
-@pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
-@pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("op", OPS)
-def test_kernel_is_right_at_every_level(op: str, size: tuple[int, int, int, int], dtype: np.dtype[Any], cpu_level: str) -> None:
-    given = inputs(op, size, dtype)
-    assert_close(native(op, given), exact(op, given), TOLERANCE, f"{op} {cpu_level} {dtype}")
+def test_kernel_is_right_at_every_level(op: str, cpu_level: str) -> None:
+    for size in SIZES:
+        given = inputs(op, size)
+        assert_close(native(op, given), exact(op, given), TOLERANCE, f"{op} {size} {cpu_level}")
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS[1:], ids=str)
+@pytest.mark.parametrize("op", ["LinearNoBias", "Linear2GatedResidualBf16"])
+def test_a_weight_may_be_stored_in_fewer_bits(op: str, dtype: np.dtype[Any], cpu_level: str) -> None:
+    for size in SMALL:
+        given = inputs(op, size, dtype)
+        assert_close(native(op, given), exact(op, given), TOLERANCE, f"{op} {size} {cpu_level}")
 
 
 @pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
@@ -154,7 +181,7 @@ def test_every_dtype_of_a_weight_runs_in_onnxruntime(dtype: np.dtype[Any]) -> No
     assert_close(body - 1000, expected, 1e-4, f"{dtype} marked body")
 
 
-@pytest.mark.parametrize("op", ["LinearGelu", "Linear2GatedResidual"])
+@pytest.mark.parametrize("op", ["LinearGelu", "Linear2GatedResidual", "Linear2GatedResidualBf16", "LinearGeluInt8"])
 def test_the_thread_count_changes_no_bit(op: str, cpu_level: str) -> None:
     given = inputs(op, (2, 700, 300, 333))
     made = kernel(op, given)
@@ -163,10 +190,11 @@ def test_the_thread_count_changes_no_bit(op: str, cpu_level: str) -> None:
         assert run(made, given, threads).tobytes() == alone.tobytes(), (cpu_level, threads)
 
 
-def test_the_batch_changes_no_bit(cpu_level: str) -> None:
+@pytest.mark.parametrize("op", ["LinearGatedResidual", "LinearGatedResidualBf16", "LinearGatedResidualInt8"])
+def test_the_batch_changes_no_bit(op: str, cpu_level: str) -> None:
     """A row's result is the same whichever rows are beside it."""
-    given = inputs("LinearGatedResidual", (3, 123, 600, 193))
-    made = kernel("LinearGatedResidual", given)
+    given = inputs(op, (3, 123, 600, 193))
+    made = kernel(op, given)
     together = run(made, given)
     for row in range(3):
         of_row = {n: a[row : row + 1] if n in ("x", "modulation", "residual") else a for n, a in given.items()}
@@ -195,14 +223,51 @@ def test_every_float16_is_widened_right(cpu_level: str) -> None:
 
 
 @pytest.mark.parametrize("hostile", [np.nan, np.inf])
-def test_a_hostile_value_reaches_its_row_and_no_other(hostile: float, cpu_level: str) -> None:
-    given = inputs("LinearGelu", (1, 30, 300, 40))
-    clean = native("LinearGelu", given)
+@pytest.mark.parametrize("op", ["LinearGelu", "LinearGeluBf16", "LinearGeluInt8"])
+def test_a_hostile_value_reaches_its_row_and_no_other(op: str, hostile: float, cpu_level: str) -> None:
+    given = inputs(op, (1, 30, 300, 40))
+    clean = native(op, given)
     given["x"][0, 7, 299] = hostile
-    y = native("LinearGelu", given)
+    y = native(op, given)
     assert not np.isfinite(y[0, 7]).all(), cpu_level
     assert np.isnan(y[0, 7]).any() or np.isinf(y[0, 7]).any(), cpu_level
     assert np.array_equal(np.delete(y, 7, axis=1), np.delete(clean, 7, axis=1)), cpu_level
+
+
+@pytest.mark.parametrize("op", ["LinearInt8", "LinearBf16"])
+def test_a_row_of_zeros_gives_the_bias(op: str, cpu_level: str) -> None:
+    given = inputs(op, (1, 20, 70, 40))
+    given["x"][0, 5] = 0
+    assert np.array_equal(native(op, given)[0, 5], given["bias"]), cpu_level
+
+
+def test_int8_reaches_the_ends_of_its_range(cpu_level: str) -> None:
+    """Sums of the largest products, both signs; -128 is a weight too."""
+    features = 6000
+    weight = np.stack([np.full(features, value, np.int8) for value in (127, -127, -128)])
+    x = np.stack([np.full(features, value, np.float32) for value in (2.0, -2.0)])[None]
+    y = native("LinearNoBiasInt8", {"x": x, "weight": weight, "weight_scale": np.full(3, 1 / 127, np.float32)})
+    expected = np.array([[1.0, -1.0, -128 / 127], [-1.0, 1.0, 128 / 127]]) * 2 * features
+    assert np.allclose(y[0], expected, rtol=1e-6), cpu_level
+
+
+def test_too_many_features_at_int8_are_refused() -> None:
+    given = {"x": np.zeros((1, 1, 1), np.float32), "weight": np.zeros((1, 2**17 + 1), np.int8)}
+    with pytest.raises(BackendError, match="LinearNoBiasInt8: weight has 131073 features, expected at most 131072"):
+        kernel("LinearNoBiasInt8", {**given, "weight_scale": np.ones(1, np.float32)})
+
+
+def test_the_levels_agree_in_every_precision() -> None:
+    """Forced down, a machine gives the same answers within the tolerance: what is rounded is rounded alike."""
+    for op in ("LinearBf16", "LinearInt8"):
+        given = inputs(op, (1, 50, 700, 90))
+        found = {}
+        for level in native_library.cpu_levels():
+            native_library.force_cpu_level(level)
+            found[level] = native(op, given)
+        native_library.force_cpu_level(None)
+        for level, y in found.items():
+            assert_close(y, found["scalar"].astype(np.float64), TOLERANCE, f"{op} {level}")
 
 
 def test_gelu_is_right_over_its_whole_range(cpu_level: str) -> None:

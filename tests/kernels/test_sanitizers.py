@@ -12,6 +12,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.kernels.fake_driver import call_of, compile_fake, run, write_manifest
+from tests.kernels.gpu_cases import CASES
+from vitrify.engine.cubins import MANIFEST
+from vitrify.engine.dtypes import DType
+from vitrify.kernels.aot.programs import variants
+
 ROOT = Path(__file__).parents[2]
 
 # Arrays of exactly the size that the kernel may touch; argument: one more token is claimed than there is.
@@ -53,6 +59,11 @@ for level in native_library.cpu_levels():
             kernel = NativeKernel("Linear2GatedResidual", [None, None, weight, None, None, None], attributes={"gate_at": 1})
             kernel.run([x_0, x_1, weight, bias, modulation, residual], [y], threads=3)
             assert np.array_equal(y, np.full_like(y, in_0 + in_1 + 2))
+            for suffix, rows in (("Bf16", (weight, bias)), ("Int8", (np.ones(weight.shape, np.int8), bias, bias))):
+                made = [None, None, rows[0], *[None] * (len(rows) + 1)]
+                kernel = NativeKernel("Linear2GatedResidual" + suffix, made, attributes={"gate_at": 1})
+                kernel.run([x_0, x_1, *rows, modulation, residual], [y], threads=3)
+                assert np.allclose(y, in_0 + in_1 + 2, rtol=1e-6)
             x = np.concatenate((x_0, x_1), axis=-1)
             NativeKernel("LinearGelu", [None, weight, None]).run([x, weight, bias], [y], threads=2)
             z = in_0 + in_1 + 1.0
@@ -217,3 +228,22 @@ def test_a_session_is_clean(library: Path, tmp_path: Path) -> None:
         file.write_bytes(model.SerializeToString())
     done = _run(SESSION, str(library), *map(str, files))
     assert (done.returncode, done.stdout.strip()) == (0, "clean"), done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_the_launcher_touches_only_its_own(library: Path, tmp_path: Path) -> None:
+    """Every op's launches, and manifests cut off at many places."""
+    asan = subprocess.run(["c++", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True).stdout.strip()
+    environment = {"LD_PRELOAD": asan, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
+    fake, folder = compile_fake(tmp_path), tmp_path / "cubins"
+    folder.mkdir()
+    write_manifest(folder, variants())
+    calls = [call_of(op, DType.BFLOAT16) for op in CASES]
+    answers, asked = run(fake, folder, calls, tmp_path, library, **environment)
+    assert all(isinstance(answer, dict) for answer in answers), answers
+    assert {row["call"] for row in asked} == {"load", "attribute", "launch"}
+    whole = (folder / MANIFEST).read_bytes()
+    for part in range(1, 20):
+        (folder / MANIFEST).write_bytes(whole[: len(whole) * part // 20])
+        answers, _asked = run(fake, folder, [], tmp_path, library, **environment)
+        assert "no JSON at byte" in answers[0]

@@ -64,6 +64,16 @@ def test_polynomials_up_to_the_order(order: int, degree: int, compat: Any, into_
         np.testing.assert_allclose(prediction(state, 12), value(12), rtol=1e-6, atol=1e-4)
 
 
+@pytest.mark.parametrize("order", [1, 2])
+def test_values_of_more_than_one_block(order: int) -> None:
+    """Each element of a long value is extrapolated, the last and shorter block's too."""
+    state = DenoisingCacheState(policy=Cache(Interval(), Taylor(order, "output")), of="output")
+    first = np.random.default_rng(0).integers(-8, 9, (1, 1, 2 * 32_768 + 5)).astype(np.float32)
+    for step in (0, 1, 2):
+        compute(state, step, first * step)
+    assert np.array_equal(prediction(state, 7), first * 7)
+
+
 @pytest.mark.parametrize("predictor", [Hold("output"), Taylor(1, "output"), Taylor(2, "output")])
 def test_a_constant_from_the_first_skip(predictor: Any) -> None:
     state = state_of(Cache(Interval(), predictor))

@@ -1,0 +1,94 @@
+"""From a component in float32, written and verified, to the same in bf16 or int8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import onnx_ir as ir
+import torch
+
+from vitrify.engine.artifact import ArtifactWriter
+from vitrify.engine.errors import CompileError
+from vitrify.engine.specs import ComponentSpec, LayerPrecision, PrecisionSpec
+from vitrify.export.lowering import SCALE_SUFFIX, layers_of, lower_graphs, lowered_spec, rewrite_files
+from vitrify.export.parity import rounded_up
+from vitrify.export.rounding import Runs, layer_errors, output_error
+from vitrify.export.source import TensorLocation, WeightFiles
+
+__all__ = ["BOUNDS", "choose_precision", "lower_component"]
+
+BOUNDS = {"bf16": 0.02, "int8": 0.04}
+"""Precision → the relative error that a component's outputs may have."""
+
+_TENTHS = tuple(tenth / 10 for tenth in range(10, 100))
+_ABOVE = {"bf16": "fp32", "int8": "bf16"}
+
+
+def choose_precision(
+    component: str, models: Mapping[str, ir.Model], precision: str, runs: Runs, measured_on: str, progress: Callable[[str], None]
+) -> PrecisionSpec:
+    """Every linear layer's precision, and the component's error with them.
+
+    Each layer's error in `precision` is measured on its own inputs. Then all layers are lowered at once, and as long as the
+    component's outputs are off by more than the bound, the worst layers stay one precision above: twice as many each time,
+    then as few as will do. runs: of the component in eager PyTorch; measured_on: what their inputs are.
+    Raises CompileError where the bound cannot be kept.
+    """
+    above, bound = _ABOVE[precision], BOUNDS[precision]
+    with torch.no_grad():
+        fits = {name: small for name, small in layers_of(models).items() if small or precision != "int8"}
+        wide = [name for name in layers_of(models) if name not in fits]
+        progress(f"error of each layer in {precision}")
+        errors = layer_errors(runs, dict.fromkeys(fits, precision))
+        worst_first = sorted(fits, key=lambda name: (-errors[name], name))
+
+        def tried(kept: int) -> tuple[dict[str, str], float]:
+            progress(f"{kept} of {len(fits)} layers in {above}")
+            layers = {name: above if place < kept else precision for place, name in enumerate(worst_first)}
+            layers |= dict.fromkeys(wide, above)
+            return layers, output_error(runs, layers)
+
+        too_few, kept = -1, 0
+        layers, error = tried(kept)
+        while not error <= bound and kept < len(fits):
+            too_few, kept = kept, min(max(1, 2 * kept), len(fits))
+            layers, error = tried(kept)
+        if not error <= bound:
+            raise CompileError(
+                f"{component}: even with every layer in {above} its outputs are off by {error:.3f}, allowed {bound}; "
+                f"export it with --precision {component}=fp32"
+            )
+        while kept - too_few > 1:
+            middle = (kept + too_few) // 2
+            found = tried(middle)
+            if found[1] <= bound:
+                kept, (layers, error) = middle, found
+            else:
+                too_few = middle
+    chosen = {name: LayerPrecision(layers[name], rounded_up(errors.get(name, 0.0), _TENTHS)) for name in sorted(layers)}
+    return PrecisionSpec(precision, bound, rounded_up(error, _TENTHS), measured_on, chosen)
+
+
+def lower_component(
+    writer: ArtifactWriter,
+    spec: ComponentSpec,
+    models: Mapping[str, ir.Model],
+    files: WeightFiles,
+    locations: Mapping[str, TensorLocation],
+    chosen: PrecisionSpec,
+) -> ComponentSpec:
+    """Write the component's weights anew and turn `models` into the ops of the chosen precisions; gives its new spec.
+
+    files, locations: the source's, the latter by parameter. The graphs' files are for the caller to write.
+    """
+    stored = {(place.file.name, place.offset): name for name, place in files.tensors.items()}
+    names = {name: stored[place.file.name, place.offset] for name, place in locations.items()}
+    layers = {name: layer.precision for name, layer in chosen.layers.items() if layer.precision != "fp32"}
+    places = rewrite_files(writer, spec.name, files, {names[name]: precision for name, precision in layers.items()})
+    after = {name: places[names[name]] for name in locations}
+    for name, precision in layers.items():
+        if precision == "int8":
+            after[name + SCALE_SUFFIX] = places[names[name] + SCALE_SUFFIX]
+    lower_graphs(models, layers, locations, after)
+    return replace(lowered_spec(spec, models), precision=chosen)

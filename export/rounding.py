@@ -1,0 +1,109 @@
+"""Linear layers in bfloat16 or int8, in eager PyTorch: what the ops Linear…Bf16 and Linear…Int8 compute, put into a module."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vitrify.engine.session import Array
+from vitrify.kernels import registry
+
+__all__ = ["SUFFIXES", "Runs", "int8_rows", "layer_errors", "output_error", "rounded"]
+
+SUFFIXES = {"bf16": "Bf16", "int8": "Int8"}
+"""Precision → the ending of our ops' names."""
+
+_SMALLEST = 1e-30
+
+
+def int8_rows(weight: Array) -> tuple[Array, Array]:
+    """[out, in] float32 → its int8 values and [out] float32 scales: each row's largest magnitude is 127."""
+    scale = np.maximum(np.abs(weight).max(axis=1, initial=0.0), np.float32(_SMALLEST)) / np.float32(127)
+    return np.rint(weight / scale[:, None]).astype(np.int8), scale.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A component in eager PyTorch, and a set of runs of it.
+
+    outputs: makes all the runs, and gives the output of each. prefix: what `module` puts before the weights' names.
+    """
+
+    module: nn.Module
+    outputs: Callable[[], Iterable[torch.Tensor]]
+    prefix: str = ""
+
+
+def _rounded_linear(layer: nn.Linear, x: torch.Tensor, precision: str) -> torch.Tensor:
+    """What the layer's op gives for x: [batch, tokens, in] in `precision`, "bf16" or "int8"."""
+    weight = [layer.weight.detach()]
+    if precision == "int8":
+        weight = [torch.from_numpy(part) for part in int8_rows(weight[0].numpy())]
+    bias = [] if layer.bias is None else [layer.bias.detach()]
+    op = registry.reference(("Linear" if bias else "LinearNoBias") + SUFFIXES[precision])
+    result: torch.Tensor = op(x, *weight, *bias)[0]
+    return result
+
+
+@contextlib.contextmanager
+def rounded(module: nn.Module, layers: Mapping[str, str], prefix: str = "") -> Iterator[None]:
+    """Inside, the linear layers of `module` that own these weights (`path.weight`) compute in these precisions.
+
+    prefix: what `module` puts before the weights' names.
+    """
+    # First of its hooks: a streamed module drops its weights in a later one.
+    hooks = [
+        module.get_submodule(prefix + name.removesuffix(".weight")).register_forward_hook(_hook(precision), prepend=True)
+        for name, precision in layers.items()
+        if precision != "fp32"
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def layer_errors(runs: Runs, precisions: Mapping[str, str]) -> dict[str, float]:
+    """Weight → ‖a − b‖₂ / ‖b‖₂ of its layer's output in that precision, on the layer's own exact inputs over all runs."""
+    sums = {name: [0.0, 0.0] for name in precisions}
+
+    def measure(name: str) -> Any:
+        def hook(layer: Any, inputs: Any, output: Any) -> None:
+            delta = _rounded_linear(layer, inputs[0], precisions[name]) - output
+            for place, tensor in enumerate((delta, output)):
+                sums[name][place] += float(tensor.double().square().sum())
+
+        return hook
+
+    hooks = [
+        runs.module.get_submodule(runs.prefix + name.removesuffix(".weight")).register_forward_hook(measure(name), prepend=True)
+        for name in precisions
+    ]
+    for _ in runs.outputs():
+        pass
+    for hook in hooks:
+        hook.remove()
+    return {name: math.sqrt(off / whole) if whole else 0.0 for name, (off, whole) in sums.items()}
+
+
+def output_error(runs: Runs, layers: Mapping[str, str]) -> float:
+    """‖a − b‖₂ / ‖b‖₂ of the component's outputs over all runs, with these layers in these precisions."""
+    exact = list(runs.outputs())
+    with rounded(runs.module, layers, runs.prefix):
+        off = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(runs.outputs(), exact, strict=True))
+    return math.sqrt(off / sum(float(b.double().square().sum()) for b in exact))
+
+
+def _hook(precision: str) -> Callable[[Any, Any, Any], torch.Tensor]:
+    def replace(layer: Any, inputs: Any, _output: Any) -> torch.Tensor:
+        return _rounded_linear(layer, inputs[0], precision)
+
+    return replace

@@ -1,0 +1,113 @@
+// How the level that is being compiled rounds and multiplies at each precision. A level without an instruction for a
+// precision rounds the factors the same and multiplies them as floats.
+#pragma once
+
+#include <stdint.h>
+
+#include "linear/cpu.h"
+#include "native/lanes.h"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace vitrify::VITRIFY_LEVEL {
+namespace {
+
+#if defined(__AMX_TILE__)
+constexpr bool kHasTiles = true;
+#else
+constexpr bool kHasTiles = false;
+#endif
+#if defined(__AVX512BF16__)
+constexpr bool kHasDotBf16 = true;
+#else
+constexpr bool kHasDotBf16 = false;
+#endif
+#if defined(__AVX512VNNI__)
+constexpr bool kHasDotInt8 = true;
+#else
+constexpr bool kHasDotInt8 = false;
+#endif
+
+template <LinearPrecision precision>
+struct Arithmetic {
+  static constexpr bool kFloat = precision == LinearPrecision::float32;
+  static constexpr bool kInt8 = precision == LinearPrecision::int8;
+  static constexpr size_t kGroup = kFloat ? 1 : kInt8 ? (kHasDotInt8 ? 4 : 1) : (kHasDotBf16 ? 2 : 1);
+  static constexpr bool kTiled = kHasTiles && !kFloat;
+  // Whole numbers multiplied as floats: exact within a block, whose sums are therefore added up as whole numbers.
+  static constexpr bool kBlockSums = kInt8 && kGroup == 1;
+  static_assert(127 * 128 * kLinearBlock <= 1 << 24, "a float holds every whole number that a block's sum may be");
+  // The instruction on vectors takes x as uint8: x + 128 is multiplied, and 128 · Σ weight taken from the sums.
+  static constexpr bool kOffset = kGroup == 4 && !kTiled;
+  // An accumulator is two registers for each row: as many rows as there are registers, less what the operands need.
+  static constexpr size_t kTileRows = kTiled ? 32 : kLanes == 16 ? 14 : 6;
+  static constexpr LinearShape kShape = {kGroup, kTiled ? size_t{16} : size_t{1}, kTileRows,
+                                         kLinearRows / kTileRows * kTileRows};
+};
+
+typedef int32_t WholeLanes __attribute__((vector_size(4 * kLanes)));
+
+inline size_t smaller(size_t a, size_t b) {
+  return a < b ? a : b;
+}
+
+inline float from_bits(uint32_t bits) {
+  return __builtin_bit_cast(float, bits);
+}
+
+inline uint32_t to_bits(float value) {
+  return __builtin_bit_cast(uint32_t, value);
+}
+
+// To the nearest bfloat16, of two the even one, as a float; NaN stays NaN.
+inline float round_bf16(float value) {
+  const uint32_t bits = to_bits(value);
+  if (value != value) return from_bits(bits | 0x400000U);
+  return from_bits((bits + 0x7FFFU + (bits >> 16 & 1U)) & 0xFFFF0000U);
+}
+
+inline Lanes round_bf16(Lanes value) {
+  const BitLanes bits = (BitLanes)value;
+  const BitLanes rounded = (bits + 0x7FFFU + (bits >> 16 & 1U)) & 0xFFFF0000U;
+  return value == value ? (Lanes)rounded : value;
+}
+
+// To the nearest whole number, of two the even one; |value| < 2^22.
+inline Lanes round_whole(Lanes value) {
+  constexpr float kWhole = 12582912.0F;  // 1.5 · 2^23, near which a float has no bits below 1.
+#if defined(__x86_64__)
+  __asm__("" : "+x"(value));  // Or the product that it may be would be fused with the sum, and rounded once.
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(value));
+#endif
+  return value + kWhole - kWhole;
+}
+
+inline uint16_t bf16_bits(float rounded) {
+  return static_cast<uint16_t>(to_bits(rounded) >> 16);
+}
+
+// sum + x · weight, in every word over the features of its group.
+template <LinearPrecision precision>
+inline Lanes add_product(Lanes sum, Lanes x, Lanes weight) {
+  using A = Arithmetic<precision>;
+#if defined(__AVX512BF16__)
+  if constexpr (A::kGroup == 2) return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)weight);
+#endif
+#if defined(__AVX512VNNI__)
+  if constexpr (A::kGroup == 4) return (Lanes)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)weight);
+#endif
+  if constexpr (A::kGroup == 1) return sum + x * weight;
+}
+
+// A word in every lane, bits as they are.
+inline Lanes all_words(const float* word) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, word, sizeof(bits));
+  return (Lanes)(BitLanes{} + bits);
+}
+
+}  // namespace
+}  // namespace vitrify::VITRIFY_LEVEL

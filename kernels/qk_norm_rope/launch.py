@@ -1,0 +1,49 @@
+"""How QkNormRope runs on a GPU: one launch; FusedAttention runs the same kernel over its keys."""
+
+from __future__ import annotations
+
+from vitrify.engine.dtypes import DType
+from vitrify.kernels.aot.description import ACTIVATION, Integer, Kernel, Launch, Pointer, Program, as_float32
+
+__all__ = ["EPSILON", "HEAD_DIMS", "NORM_ROPE", "PROGRAMS"]
+
+HEAD_DIMS = (32, 128)
+"""Of the transformers in the tree: the sample's and FLUX.1's."""
+
+EPSILON = as_float32(1e-6)
+
+NORM_ROPE = Kernel(
+    name="qk_norm_rope",
+    function="vitrify.kernels.qk_norm_rope.kernel:qk_norm_rope",
+    tiles="qk_norm_rope",
+    parameters=(
+        Pointer("x", ACTIVATION),
+        Pointer("norm", DType.FLOAT32),
+        Pointer("cos", DType.FLOAT32),
+        Pointer("sin", DType.FLOAT32),
+        Integer("tokens"),
+        Integer("width", divisible_by=16),
+        Integer("all_tokens"),
+        Integer("before"),
+        Pointer("y", ACTIVATION, written=True),
+    ),
+    sizes=("batch", "heads"),
+    variants=tuple({"HEAD_DIM": head_dim, "EPSILON": EPSILON} for head_dim in HEAD_DIMS),
+    grid=("cdiv(tokens, BLOCK_T)", "heads", "batch"),
+    flops="10 * batch * tokens * width",
+    moved_bytes="2 * itemsize * batch * tokens * width + 4 * tokens * width / heads",
+)
+
+PROGRAMS = (
+    Program(
+        op="QkNormRope",
+        version=1,
+        launches=(
+            Launch(
+                NORM_ROPE,
+                {"all_tokens": "tokens", "before": "0", "heads": "num_heads"},
+                {"HEAD_DIM": "width / num_heads", "EPSILON": "epsilon"},
+            ),
+        ),
+    ),
+)
