@@ -47,7 +47,16 @@ class CacheReport:
         """Said when every step was computed: the cache cost time and saved none."""
         if any(not record.computed for lane in self.lanes for record in lane):
             return None
-        return f"the cache never fired: all {len(self.lanes[0])} steps were computed under {self.cache}"
+        return f"the cache never fired: all {len(self.lanes[0])} steps were computed under {self.cache}{self._reason}"
+
+    @property
+    def _reason(self) -> str:
+        """Why every step was computed, as far as it is known."""
+        short = self.cache.guards.only_above_steps
+        if short is not None and len(self.lanes[0]) <= short:
+            return f"; its guard computes all of a request of {short} steps or fewer"
+        steps = [max(r.differences) for lane in self.lanes for r in lane if r.differences and np.isfinite(r.differences).all()]
+        return f"; a threshold above {min(steps):.4f} would have skipped a step" if steps else ""
 
     def summary(self) -> str:
         """A few lines: the cache with its guards, steps computed and skipped, differences, time saved."""

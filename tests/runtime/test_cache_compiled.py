@@ -6,6 +6,7 @@ import gc
 import re
 import threading
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -228,6 +229,17 @@ def test_the_report(toy: Toy) -> None:
     assert result.settings["cache"] == str(cache)
     assert result.settings["residual_threshold"] == 0.1
     assert np.isfinite(report.seconds_saved)
+
+
+def test_why_it_never_fired(toy: Toy) -> None:
+    """The threshold that it names is the least that skips, and none where a guard is the reason."""
+    cache = Cache(FirstBlock(0.0), guards=Guards(warmup_steps=2))
+    warning = draw(toy, cache, ["cat", "dog"]).cache.warning
+    needed = float(re.search(r"; a threshold above ([\d.]+) would have skipped a step$", warning)[1])  # type: ignore[index]
+    assert draw(toy, replace(cache, decision=FirstBlock(needed - 1e-4)), ["cat", "dog"]).cache.warning is not None
+    assert draw(toy, replace(cache, decision=FirstBlock(needed + 1e-4)), ["cat", "dog"]).cache.warning is None
+    short = draw(toy, "first-block:1000", steps=8).cache.warning
+    assert short.endswith("; its guard computes all of a request of 8 steps or fewer")
 
 
 def test_names(toy: Toy) -> None:
