@@ -87,7 +87,7 @@ def test_flops_of_a_step_are_those_of_its_matrix_products() -> None:
 def test_unknown_names_list_the_known() -> None:
     with pytest.raises(RequestError, match="sample, flux-146m"):
         case("nothing")
-    with pytest.raises(RequestError, match="vitrify, plain-ort"):
+    with pytest.raises(RequestError, match="vitrify, vitrify-bf16, vitrify-int8, plain-ort"):
         peer_specs("step", ("nothing",))
 
 
