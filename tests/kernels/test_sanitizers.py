@@ -177,10 +177,20 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build / "libvitrify_ops.so"
 
 
+def _surroundings() -> dict[str, str]:
+    """AddressSanitizer first of all libraries, and the one it must find when it starts to hear of exceptions.
+
+    The interpreter itself leaks by design; memory errors are what is looked for.
+    """
+    preloaded = [
+        subprocess.run(["c++", f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so.6")
+    ]
+    return {"LD_PRELOAD": " ".join(preloaded), "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
+
+
 def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    asan = subprocess.run(["c++", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True).stdout.strip()
-    # The interpreter itself leaks by design; memory errors are what is looked for.
-    environment = {**os.environ, "LD_PRELOAD": asan, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
+    environment = {**os.environ, **_surroundings()}
     return subprocess.run(
         [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, check=False
     )
@@ -233,8 +243,7 @@ def test_a_session_is_clean(library: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_launcher_touches_only_its_own(library: Path, tmp_path: Path) -> None:
     """Every op's launches, and manifests cut off at many places."""
-    asan = subprocess.run(["c++", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True).stdout.strip()
-    environment = {"LD_PRELOAD": asan, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
+    environment = _surroundings()
     fake, folder = compile_fake(tmp_path), tmp_path / "cubins"
     folder.mkdir()
     write_manifest(folder, variants())
