@@ -108,7 +108,8 @@ class Given:
         return (self.values[cache_state.progress.step],)
 
     def run_skipped(self, cache_state: DenoisingCacheState, **kwargs: Any) -> Any:
-        raise NotImplementedError
+        del cache_state, kwargs
+        pytest.fail("a prediction of the output needs no run of anything")
 
 
 def interpolated(at: float, positions: Any, values: Any) -> Any:
