@@ -30,21 +30,25 @@ constexpr bool kHasDotInt8 = true;
 constexpr bool kHasDotInt8 = false;
 #endif
 
+// Where there is a tile unit: the bfloat16 of a tile's row. A word of the weight holds two of them, a half apart.
+constexpr size_t kTileFeatures = 32;
+
+// How a product on vector registers is made.
 template <LinearPrecision precision>
 struct Arithmetic {
   static constexpr bool kFloat = precision == LinearPrecision::float32;
   static constexpr bool kInt8 = precision == LinearPrecision::int8;
   static constexpr size_t kGroup = kFloat ? 1 : kInt8 ? (kHasDotInt8 ? 4 : 1) : (kHasDotBf16 ? 2 : 1);
-  static constexpr bool kTiled = kHasTiles && !kFloat;
   // Whole numbers multiplied as floats: exact within a block, whose sums are therefore added up as whole numbers.
   static constexpr bool kBlockSums = kInt8 && kGroup == 1;
   static_assert(127 * 128 * kLinearBlock <= 1 << 24, "a float holds every whole number that a block's sum may be");
-  // The instruction on vectors takes x as uint8: x + 128 is multiplied, and 128 · Σ weight taken from the sums.
-  static constexpr bool kOffset = kGroup == 4 && !kTiled;
+  // The instruction takes x as uint8: x + 128 is multiplied, and 128 · Σ weight taken from the sums.
+  static constexpr bool kOffset = kGroup == 4;
   // An accumulator is two registers for each row: as many rows as there are registers, less what the operands need.
-  static constexpr size_t kTileRows = kTiled ? 32 : kLanes == 16 ? 14 : 6;
-  static constexpr LinearShape kShape = {kGroup, kTiled ? size_t{16} : size_t{1}, kTileRows,
-                                         kLinearRows / kTileRows * kTileRows};
+  static constexpr size_t kTileRows = kLanes == 16 ? 14 : 6;
+  static constexpr LinearShape kShape = {
+      kGroup, kGroup, kTileRows, kLinearRows / kTileRows * kTileRows, kLinearPanels,
+      kLinearRows};
 };
 
 typedef int32_t WholeLanes __attribute__((vector_size(4 * kLanes)));
@@ -85,8 +89,8 @@ inline Lanes round_whole(Lanes value) {
   return value + kWhole - kWhole;
 }
 
-inline uint16_t bf16_bits(float rounded) {
-  return static_cast<uint16_t>(to_bits(rounded) >> 16);
+inline uint32_t bf16_bits(float rounded) {
+  return to_bits(rounded) >> 16;
 }
 
 // sum + x · weight, in every word over the features of its group.

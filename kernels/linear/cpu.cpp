@@ -1,186 +1,131 @@
 // Compiled once per level. Nothing of the C++ library here: an inline function of it, compiled for one level,
 // could be linked into another.
-//
-// Blocked as Goto and van de Geijn do it (README.md): a block of x lies in the second-level cache, a panel of the
-// weight in the first, a tile of y in registers.
 #include "linear/cpu.h"
 
-#include "linear/arithmetic.h"
-#include "linear/finish.h"
-#include "linear/gather.h"
 #include "linear/pack.h"
-#include "linear/product.h"
+#include "linear/tile_span.h"
+#include "linear/vector_span.h"
 
 namespace vitrify::VITRIFY_LEVEL {
 namespace {
 
-// The rows of one call, cut into tiles.
-template <LinearPrecision precision>
-struct Tiles {
-  using A = Arithmetic<precision>;
-  size_t rows;
-  size_t count;  // Of tiles.
+constexpr LinearPrecision kFloat32 = LinearPrecision::float32;
+constexpr LinearPrecision kBf16 = LinearPrecision::bfloat16;
+constexpr LinearPrecision kInt8 = LinearPrecision::int8;
 
-  explicit Tiles(size_t all_rows) : rows(all_rows), count((all_rows + A::kTileRows - 1) / A::kTileRows) {}
-  // Tiles of registers take any number of rows, nearly the same for all; those of the tile unit are whole but the last.
-  size_t start(size_t tile) const {
-    return A::kTiled ? smaller(tile * A::kTileRows, rows) : linear_cut(rows, tile, count);
-  }
-  size_t rows_of(size_t tile) const { return start(tile + 1) - start(tile); }
-  // Rows of sums: the tile unit writes whole tiles.
-  size_t sum_rows() const { return A::kTiled ? count * A::kTileRows : rows; }
-};
+// Fewer tokens than this are multiplied as float32 on vector registers: where the weight is read for so little, splitting
+// it costs more than the unit saves. Of the tokens, not of all rows: a sample gives the same bits in every batch.
+constexpr size_t kSplitTokens = 16;
 
-// A tile's words first … last - 1 of x, as the product reads them: row by row for the tile unit, else word by word.
-template <LinearPrecision precision>
-void gather(const LinearProblem& problem, size_t first_row, size_t rows, size_t first, size_t last,
-            const float* inverses, float* turned, float* x) {
+template <LinearPrecision precision, typename T>
+void pack_as(const T* weight, size_t out, size_t in, size_t words, float* packed) {
   using A = Arithmetic<precision>;
-  const size_t depth = last - first;
-  if constexpr (A::kFloat) {
-    for_parts(problem, first_row, first, last, [&](const float* from, size_t features, size_t count) {
-      turn_rows(from, features, rows, count, x);
-      x += count * rows;
-    });
+  const auto nothing = [](const T*, size_t) { return 0.0F; };
+  if constexpr (kHasTiles && precision == kFloat32) {
+    const auto flag = [](const T* row, size_t count) { return hostile(row, count) ? 1.0F : 0.0F; };
+    constexpr bool kHalves = sizeof(T) == sizeof(BFloat16) && !__is_same(T, Float16);
+    pack<kHalves ? 2 : 1, kHalves ? kTileFeatures / 2 : 1, false>(weight, out, in, words, flag, packed);
+  } else if constexpr (kHasTiles && precision == kBf16) {
+    pack<2, kTileFeatures / 2, true>(weight, out, in, words, nothing, packed);
+  } else if constexpr (A::kOffset && !kHasTiles) {
+    pack<A::kGroup, 1, false>(weight, out, in, words, offset_of, packed);
   } else {
-    float* const to = A::kTiled ? x : turned;
-    const size_t stride = A::kTiled ? depth + kLinearLine : depth;
-    for (size_t i = 0; i < rows; ++i) {
-      const float inverse = A::kInt8 ? inverses[i] : 1.0F;
-      narrow_row<precision>(problem, first_row + i, first, last, inverse, to + i * stride);
-    }
-    if constexpr (!A::kTiled) turn_rows(turned, depth, rows, depth, x);
+    pack<A::kGroup, 1, precision == kBf16>(weight, out, in, words, nothing, packed);
   }
 }
 
 template <LinearPrecision precision>
-void span(const LinearProblem& problem, size_t first_row, size_t rows, size_t first_panel, size_t panels,
-          float* scratch) {
-  using A = Arithmetic<precision>;
-  constexpr size_t kPanel = kLinearPanel;
-  constexpr size_t kUnit = A::kShape.unit;
-  float* const x = scratch;
-  float* const turned = x + kLinearRows * (kLinearBlock + kLinearLine);
-  float* const sums = turned + kLinearTurned;
-  float* const block_sums = sums + kLinearRows * kLinearPanels * kPanel;
-  float* const scales = block_sums + kLinearRows * kPanel;
-  float* const inverses = scales + kLinearRows;
-  if constexpr (A::kInt8) {
-    for (size_t i = 0; i < rows; ++i) {
-      const float most = largest(problem, first_row + i);
-      scales[i] = most / 127;
-      inverses[i] = 127.0F / most;
-    }
-  }
-  [[maybe_unused]] const TileRegisters<A::kTiled> registers;
-  const size_t words = linear_words(problem.features[0] + problem.features[1], A::kGroup, kUnit);
-  const size_t blocks = linear_parts(words, kLinearBlock);
-  const float* const offsets = problem.weight + words * linear_panels(problem.out) * kPanel;
-  const Tiles<precision> tiles(rows);
-  for (size_t block = 0; block < blocks; ++block) {
-    const size_t first = linear_cut(words / kUnit, block, blocks) * kUnit;
-    const size_t depth = linear_cut(words / kUnit, block + 1, blocks) * kUnit - first;
-    const size_t stride = A::kTiled ? depth + kLinearLine : depth;  // Words of a row of x.
-    for (size_t tile = 0; tile < tiles.count; ++tile) {
-      const size_t start = tiles.start(tile);
-      gather<precision>(problem, first_row + start, tiles.rows_of(tile), first, first + depth, inverses + start, turned,
-                        x + start * stride);
-    }
-    const size_t chunks = linear_parts(depth, kLinearChunk);
-    const float* weight = problem.weight + (first * linear_panels(problem.out) + first_panel * depth) * kPanel;
-    for (size_t panel = 0; panel < panels; ++panel) {
-      float* const panel_sums = sums + (blocks > 1 ? panel * tiles.sum_rows() * kPanel : 0);
-      for (size_t chunk = 0; chunk < chunks; ++chunk) {
-        const size_t skip = linear_cut(depth / kUnit, chunk, chunks) * kUnit;
-        const size_t count = linear_cut(depth / kUnit, chunk + 1, chunks) * kUnit - skip;
-        const float* const next = weight + count * kPanel;
-        const bool add = A::kBlockSums ? chunk > 0 : block + chunk > 0;
-        const bool last_of_block = chunk + 1 == chunks;
-        const bool last = last_of_block && block + 1 == blocks;
-        for (size_t tile = 0; tile < tiles.count; ++tile) {
-          const size_t start = tiles.start(tile);
-          const size_t tile_rows = tiles.rows_of(tile);
-          float* const y_sums = panel_sums + start * kPanel;
-          float* const tile_sums = A::kBlockSums ? block_sums + start * kPanel : y_sums;
-          const size_t row = first_row + start;
-          if (last) fetch_tile(problem, row, tile_rows, first_panel + panel);
-          if constexpr (A::kTiled) {
-#if defined(__AMX_TILE__)
-            // Each tile fetches its share of the weight's next chunk.
-            const size_t lines = count * kPanel / kLinearLine;
-            const size_t line = linear_cut(lines, tile, tiles.count);
-            const auto multiply = tile_rows > 16 ? &multiply_tiles<precision, true> : &multiply_tiles<precision, false>;
-            multiply(x + start * stride + skip, stride, weight, count, add, tile_sums, next + line * kLinearLine,
-                     linear_cut(lines, tile + 1, tiles.count) - line);
-#endif
-          } else {
-            // The first tiles fetch the next chunk of the weight, the others what is there.
-            const size_t fetched = tile * (count / kLineEach) * kLinearLine;
-            const float* ahead = fetched < count * kPanel ? next + fetched : tile_sums;
-            multiply_of<precision>(tile_rows)(x + start * depth + skip * tile_rows, weight, count, add, tile_sums,
-                                              ahead);
-          }
-          if (A::kBlockSums && last_of_block) add_whole(tile_sums, tile_rows * kPanel, block > 0, y_sums);
-          if (last) {
-            finish_tile<precision>(problem, row, tile_rows, first_panel + panel, y_sums, offsets, scales + start);
-          }
-        }
-        weight = next;
-      }
-    }
-  }
-}
-
-template <LinearPrecision precision>
-void pack_floats(const void* weight, LinearWeightType type, size_t out, size_t in, float* packed) {
+void pack_floats(const void* weight, LinearWeightType type, size_t out, size_t in, size_t words, float* packed) {
   switch (type) {
     case LinearWeightType::float32:
-      return pack<precision>(static_cast<const float*>(weight), out, in, packed);
+      return pack_as<precision>(static_cast<const float*>(weight), out, in, words, packed);
     case LinearWeightType::bfloat16:
-      return pack<precision>(static_cast<const BFloat16*>(weight), out, in, packed);
+      return pack_as<precision>(static_cast<const BFloat16*>(weight), out, in, words, packed);
     case LinearWeightType::float16:
-      return pack<precision>(static_cast<const Float16*>(weight), out, in, packed);
+      return pack_as<precision>(static_cast<const Float16*>(weight), out, in, words, packed);
     case LinearWeightType::int8:
       return;  // Of LinearPrecision::int8 alone.
   }
 }
 
+constexpr size_t kAnyPanels = ~size_t{0};
+
+template <LinearPrecision precision>
+LinearShape vector_shape(size_t in) {
+  LinearShape shape = Arithmetic<precision>::kShape;
+  if (in <= kLinearBlock * shape.group) shape.panels = kAnyPanels;
+  return shape;
+}
+
+#if defined(__AMX_TILE__)
+template <TileProduct product>
+LinearShape tile_shape(size_t group, size_t in) {
+  using S = TileShape<product>;
+  const size_t steps = S::steps(in);
+  const size_t rows = S::rows(steps);
+  const size_t panels = steps > S::kBlock ? kLinearTileSums / (rows * kLinearPanel) : kAnyPanels;
+  return {group, S::kFeatures, kLinearTile, rows, panels, kLeastTiles};
+}
+#endif
+
 }  // namespace
 
-LinearShape linear_shape(LinearPrecision precision) {
+LinearShape linear_shape(LinearPrecision precision, [[maybe_unused]] LinearWeightType type, size_t in,
+                         [[maybe_unused]] size_t tokens) {
+#if defined(__AMX_TILE__)
+  if (precision == kBf16) return tile_shape<TileProduct::bfloat16>(2, in);
+  if (precision == kInt8) return tile_shape<TileProduct::int8>(4, in);
+  const size_t group = type == LinearWeightType::bfloat16 ? 2 : 1;
+  if (tokens >= kSplitTokens) return tile_shape<TileProduct::split>(group, in);
+  LinearShape shape = vector_shape<kFloat32>(in);
+  shape.group = group;
+  shape.unit = kTileFeatures;
+  return shape;
+#else
   switch (precision) {
-    case LinearPrecision::float32:
+    case kFloat32:
       break;
-    case LinearPrecision::bfloat16:
-      return Arithmetic<LinearPrecision::bfloat16>::kShape;
-    case LinearPrecision::int8:
-      return Arithmetic<LinearPrecision::int8>::kShape;
+    case kBf16:
+      return vector_shape<kBf16>(in);
+    case kInt8:
+      return vector_shape<kInt8>(in);
   }
-  return Arithmetic<LinearPrecision::float32>::kShape;
+  return vector_shape<kFloat32>(in);
+#endif
 }
 
 void linear_pack(LinearPrecision precision, const void* weight, LinearWeightType type, size_t out, size_t in,
                  float* packed) {
+  const size_t words = linear_words(in, linear_shape(precision, type, in, 1));
   switch (precision) {
-    case LinearPrecision::float32:
-      return pack_floats<LinearPrecision::float32>(weight, type, out, in, packed);
-    case LinearPrecision::bfloat16:
-      return pack_floats<LinearPrecision::bfloat16>(weight, type, out, in, packed);
-    case LinearPrecision::int8:
-      return pack<LinearPrecision::int8>(static_cast<const int8_t*>(weight), out, in, packed);
+    case kFloat32:
+      return pack_floats<kFloat32>(weight, type, out, in, words, packed);
+    case kBf16:
+      return pack_floats<kBf16>(weight, type, out, in, words, packed);
+    case kInt8:
+      return pack_as<kInt8>(static_cast<const int8_t*>(weight), out, in, words, packed);
   }
 }
 
 void linear_span(LinearPrecision precision, const LinearProblem& problem, size_t first_row, size_t rows,
                  size_t first_panel, size_t panels, float* scratch) {
+  const auto run = [&](auto* span) { span(problem, first_row, rows, first_panel, panels, scratch); };
+#if defined(__AMX_TILE__)
+  if (precision == kBf16) return run(&tile_span<TileProduct::bfloat16>);
+  if (precision == kInt8) return run(&tile_span<TileProduct::int8>);
+  const bool halves = problem.weight_type == LinearWeightType::bfloat16;
+  if (problem.tokens < kSplitTokens) return run(halves ? &vector_span<kFloat32, true> : &vector_span<kFloat32, false>);
+  return run(halves ? &tile_span<TileProduct::split_by_bfloat16> : &tile_span<TileProduct::split>);
+#else
   switch (precision) {
-    case LinearPrecision::float32:
-      return span<LinearPrecision::float32>(problem, first_row, rows, first_panel, panels, scratch);
-    case LinearPrecision::bfloat16:
-      return span<LinearPrecision::bfloat16>(problem, first_row, rows, first_panel, panels, scratch);
-    case LinearPrecision::int8:
-      return span<LinearPrecision::int8>(problem, first_row, rows, first_panel, panels, scratch);
+    case kFloat32:
+      return run(&vector_span<kFloat32, false>);
+    case kBf16:
+      return run(&vector_span<kBf16, false>);
+    case kInt8:
+      return run(&vector_span<kInt8, false>);
   }
+#endif
 }
 
 }  // namespace vitrify::VITRIFY_LEVEL

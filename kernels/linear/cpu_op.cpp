@@ -38,8 +38,7 @@ constexpr size_t kSmall = 1 << 19;
 constexpr size_t kTasksPerThread = 2;
 
 Cut cut(size_t tiles, size_t panels, size_t words, const LinearShape& shape, size_t threads) {
-  Cut parts = {linear_parts(tiles, shape.rows / shape.tile_rows),
-               words > kLinearBlock ? linear_parts(panels, kLinearPanels) : 1};
+  Cut parts = {linear_parts(tiles, shape.rows / shape.tile_rows), linear_parts(panels, shape.panels)};
   if (threads < 2 || tiles * shape.tile_rows * panels * kLinearPanel * words < kSmall) return parts;
   // A few tasks for each thread and the same number for all, columns cut before rows: x is then copied more often,
   // but each part of the weight is read by fewer.
@@ -47,6 +46,8 @@ Cut cut(size_t tiles, size_t panels, size_t words, const LinearShape& shape, siz
     const size_t tasks = parts.tiles * parts.panels;
     return tasks < kTasksPerThread * threads || tasks % threads != 0;
   };
+  while (wanting() && tiles >= (parts.tiles + 1) * shape.least_tiles)
+    ++parts.tiles;
   while (wanting() && parts.panels < panels && parts.tiles * parts.panels < 2 * kTasksPerThread * threads)
     ++parts.panels;
   return parts;
@@ -56,7 +57,7 @@ template <LinearPrecision precision, LinearEpilogue epilogue, bool bias, int x_p
 class LinearKernel final : public Kernel {
  public:
   explicit LinearKernel(const Node& node)
-      : shape_(linear_shape_by_level.active()(precision)), span_(linear_span_by_level.active()) {
+      : shape_at_(linear_shape_by_level.active()), span_(linear_span_by_level.active()) {
     const Tensor* weight = node.constants[x_parts];
     if (weight == nullptr) throw OpError("weight is not constant: it must be an initializer");
     out_ = static_cast<size_t>(weight->dims[0]);
@@ -65,8 +66,9 @@ class LinearKernel final : public Kernel {
       throw OpError("weight has " + std::to_string(in_) + " features, expected at most " +
                     std::to_string(kLinearInt8Features) + " at int8");
     }
-    packed_ = aligned_floats(linear_packed(out_, in_, precision, shape_));
-    linear_pack_by_level.active()(precision, weight->data, weight_type(weight->dtype), out_, in_, packed_.get());
+    type_ = weight_type(weight->dtype);
+    packed_ = aligned_floats(linear_packed(out_, in_, shape_at_(precision, type_, in_, 1)));
+    linear_pack_by_level.active()(precision, weight->data, type_, out_, in_, packed_.get());
     give_back_pages(weight->data, out_ * in_ * dtype_size(weight->dtype));
     if (epilogue == LinearEpilogue::gated_residual) {
       gate_at_ = node.integer("gate_at");
@@ -82,6 +84,7 @@ class LinearKernel final : public Kernel {
     }
     const Tensor* next = inputs + x_parts + 1;  // Behind the weight.
     problem.weight = packed_.get();
+    problem.weight_type = type_;
     problem.epilogue = epilogue;
     if (precision == LinearPrecision::int8) problem.scale = next++->as<const float>();
     if (bias) problem.bias = next++->as<const float>();
@@ -101,15 +104,15 @@ class LinearKernel final : public Kernel {
     problem.rows = static_cast<size_t>(inputs[0].dims[0]) * problem.tokens;
     problem.out = out_;
 
+    const LinearShape shape = shape_at_(precision, type_, in_, problem.tokens);
     const size_t panels = linear_panels(out_);
-    const size_t tiles = (problem.rows + shape_.tile_rows - 1) / shape_.tile_rows;
-    const size_t words = linear_words(in_, shape_.group, shape_.unit);
-    const Cut parts = cut(tiles, panels, words, shape_, parallel.threads());
+    const size_t tiles = (problem.rows + shape.tile_rows - 1) / shape.tile_rows;
+    const Cut parts = cut(tiles, panels, linear_words(in_, shape), shape, parallel.threads());
     parallel.for_each(parts.tiles * parts.panels, [&](size_t task) {
       const size_t tile = linear_cut(tiles, task % parts.tiles, parts.tiles);
       const size_t tile_end = linear_cut(tiles, task % parts.tiles + 1, parts.tiles);
-      const size_t row = tile * shape_.tile_rows;
-      const size_t row_end = std::min(tile_end * shape_.tile_rows, problem.rows);
+      const size_t row = tile * shape.tile_rows;
+      const size_t row_end = std::min(tile_end * shape.tile_rows, problem.rows);
       const size_t panel = linear_cut(panels, task / parts.tiles, parts.panels);
       const size_t panel_end = linear_cut(panels, task / parts.tiles + 1, parts.panels);
       span_(precision, problem, row, row_end - row, panel, panel_end - panel, scratch());
@@ -117,8 +120,9 @@ class LinearKernel final : public Kernel {
   }
 
  private:
-  LinearShape shape_;  // Of the level at which the weight was packed, as is span_.
+  LinearShapeAt* shape_at_;  // Of the level at which the weight was packed, as is span_.
   LinearSpan* span_;
+  LinearWeightType type_ = LinearWeightType::float32;
   AlignedFloats packed_;
   size_t out_ = 0;
   size_t in_ = 0;

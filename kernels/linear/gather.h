@@ -124,11 +124,7 @@ inline void narrow(const float* from, size_t count, float inverse,
           count - k < 16 ? static_cast<__mmask16>((1U << (count - k)) - 1) : static_cast<__mmask16>(0xFFFF);
       const __m512 steps = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, from + k), _mm512_set1_ps(inverse));
       const __m512i whole = _mm512_maskz_cvtps_epi32(0xFFFF, steps);  // Unmasked, GCC 12 warns of its own header.
-      if constexpr (A::kOffset) {
-        _mm512_mask_cvtusepi32_storeu_epi8(to + k, there, _mm512_add_epi32(whole, _mm512_set1_epi32(128)));
-      } else {
-        _mm512_mask_cvtsepi32_storeu_epi8(to + k, there, whole);
-      }
+      _mm512_mask_cvtusepi32_storeu_epi8(to + k, there, _mm512_add_epi32(whole, _mm512_set1_epi32(128)));
     }
   }
 #endif

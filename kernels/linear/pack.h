@@ -2,6 +2,7 @@
 #pragma once
 
 #include "linear/arithmetic.h"
+#include "native/split.h"
 
 namespace vitrify::VITRIFY_LEVEL {
 namespace {
@@ -38,63 +39,66 @@ inline float widen(Float16 value) {
   return from_bits(sign | (magnitude + kRebias + (exponent == 0x7C00U ? kRebias : 0)));
 }
 
-// The word of `count` features, at most a group's.
-template <LinearPrecision precision, typename T>
-inline float word_of(const T* weight, size_t count) {
-  using A = Arithmetic<precision>;
-  if constexpr (A::kGroup == 1) {
-    const float value = widen(weight[0]);
-    return precision == LinearPrecision::bfloat16 ? round_bf16(value) : value;
-  } else {
-    uint32_t bits = 0;
-    for (size_t i = 0; i < count; ++i) {
-      if constexpr (A::kGroup == 2) {
-        bits |= static_cast<uint32_t>(bf16_bits(round_bf16(widen(weight[i])))) << (16 * i);
-      } else {
-        bits |= static_cast<uint32_t>(static_cast<uint8_t>(weight[i])) << (8 * i);
+// What makes one row of the weight into words. group: features of a word, `apart` from one another, so that a run of
+// group · apart features makes as many words; rounded: to bfloat16.
+template <size_t group, size_t apart, bool rounded, typename T>
+struct Words {
+  const T* row;
+  size_t in;
+
+  float operator()(size_t word) const {
+    const size_t first = word / apart * apart * group + word % apart;
+    if constexpr (group == 1) {
+      const float value = first < in ? widen(row[first]) : 0.0F;
+      return rounded ? round_bf16(value) : value;
+    } else {
+      uint32_t bits = 0;
+      for (size_t i = 0, k = first; i < group && k < in; ++i, k += apart) {
+        if constexpr (group == 2) bits |= bf16_bits(round_bf16(widen(row[k]))) << (16 * i);
+        if constexpr (group == 4) bits |= static_cast<uint32_t>(static_cast<uint8_t>(row[k])) << (8 * i);
       }
+      return from_bits(bits);
     }
-    return from_bits(bits);
   }
+};
+
+// 128 · Σ weight of a column: what is to be taken from its sums where x is offset by 128.
+inline float offset_of(const int8_t* row, size_t in) {
+  int32_t sum = 0;
+  for (size_t k = 0; k < in; ++k)
+    sum += 128 * row[k];
+  return __builtin_bit_cast(float, sum);
 }
 
-// 128 · Σ weight of each column where x is offset by 128, otherwise zero.
-template <LinearPrecision precision, typename T>
-void pack_offsets(const T* weight, size_t out, size_t in, float* packed) {
-  for (size_t column = 0; column < linear_panels(out) * kLinearPanel; ++column) {
-    int32_t sum = 0;
-    if constexpr (Arithmetic<precision>::kOffset) {
-      for (size_t k = 0; column < out && k < in; ++k)
-        sum += 128 * weight[column * in + k];
-    }
-    __builtin_memcpy(packed + column, &sum, sizeof(sum));
+#if defined(__AMX_TILE__)
+// Whether a row of the weight may not be split.
+template <typename T>
+bool hostile(const T* row, size_t in) {
+  float largest = 0;
+  for (size_t k = 0; k < in; ++k) {
+    const float size = __builtin_fabsf(widen(row[k]));
+    if (size != size) return true;
+    if (size > largest) largest = size;
   }
+  return !may_split(largest);
 }
+#endif
 
-template <LinearPrecision precision, typename T>
-void pack(const T* weight, size_t out, size_t in, float* packed) {
-  using A = Arithmetic<precision>;
-  constexpr LinearShape kShape = A::kShape;
-  const size_t words = linear_words(in, kShape.group, kShape.unit);
-  const size_t blocks = linear_parts(words, kLinearBlock);
-  for (size_t block = 0; block < blocks; ++block) {
-    const size_t first = linear_cut(words / kShape.unit, block, blocks) * kShape.unit;
-    const size_t last = linear_cut(words / kShape.unit, block + 1, blocks) * kShape.unit;
-    for (size_t column = 0; column < out; column += kLinearPanel) {
-      for (size_t i = 0; i < kLinearPanel; ++i) {
-        const bool there = column + i < out;
-        const T* from = weight + (there ? column + i : 0) * in;
-        for (size_t word = first; word < last; ++word) {
-          const size_t k = word * A::kGroup;
-          float* const to = packed + (word - first) * kLinearPanel + i;
-          const float value = there && k < in ? word_of<precision>(from + k, smaller(in - k, A::kGroup)) : 0.0F;
-          __builtin_memcpy(to, &value, sizeof(value));
-        }
-      }
-      packed += (last - first) * kLinearPanel;
+// tail: of a column, the word after the panels.
+template <size_t group, size_t apart, bool rounded, typename T, typename Tail>
+void pack(const T* weight, size_t out, size_t in, size_t words, const Tail& tail, float* packed) {
+  const size_t columns = linear_panels(out) * kLinearPanel;
+  for (size_t column = 0; column < columns; ++column) {
+    const bool there = column < out;
+    const Words<group, apart, rounded, T> row = {weight + (there ? column : 0) * in, there ? in : 0};
+    float* const to = packed + column / kLinearPanel * words * kLinearPanel + column % kLinearPanel;
+    for (size_t word = 0; word < words; ++word) {
+      const float value = row(word);
+      __builtin_memcpy(to + word * kLinearPanel, &value, sizeof(value));
     }
+    const float last = there ? tail(row.row, in) : 0.0F;
+    __builtin_memcpy(packed + columns * words + column, &last, sizeof(last));
   }
-  if constexpr (A::kInt8) pack_offsets<precision>(weight, out, in, packed);
 }
 
 }  // namespace
