@@ -103,6 +103,7 @@ class LinearKernel final : public Kernel {
     problem.tokens = static_cast<size_t>(inputs[0].dims[1]);
     problem.rows = static_cast<size_t>(inputs[0].dims[0]) * problem.tokens;
     problem.out = out_;
+    if (problem.rows == 0 || problem.out == 0) return;
 
     const LinearShape shape = shape_at_(precision, type_, in_, problem.tokens);
     const size_t panels = linear_panels(out_);

@@ -46,7 +46,7 @@ inline Split split(Lanes first, Lanes second) {
     first -= (Lanes)a;
     second -= (Lanes)b;
   }
-  result.part[kSplitParts - 1] = (BitLanes)first >> 16 | (BitLanes)second;
+  result.part[kSplitParts - 1] = (BitLanes)first >> 16 | ((BitLanes)second & kUpper);
   return result;
 }
 

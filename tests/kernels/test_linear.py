@@ -28,6 +28,8 @@ OPS = tuple(name + precision for precision in ("", "Bf16", "Int8") for name in F
 WEIGHTS = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
 TOLERANCE = registry.contract("Linear").tolerances[DType.FLOAT32]
 GATE_AT = 5
+FEWEST_SPLIT = 16
+"""Tokens from which on the tile unit multiplies float32, split into bfloat16 (kernels/linear/README.md)."""
 
 # batch, tokens, in, out: rows and columns beside the tiles' and panels' sizes, features beside the blocks'.
 SIZES = [
@@ -135,6 +137,16 @@ def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
     native_library.force_cpu_level(None)
 
 
+@pytest.fixture
+def amx() -> Iterator[None]:
+    """The level at which float32 is split."""
+    if "amx" not in native_library.cpu_levels():
+        pytest.skip("this machine has no tile unit")
+    native_library.force_cpu_level("amx")
+    yield
+    native_library.force_cpu_level(None)
+
+
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_reference_is_right(op: str, size: tuple[int, int, int, int]) -> None:
@@ -199,9 +211,9 @@ def test_the_batch_changes_no_bit(op: str, cpu_level: str) -> None:
     for row in range(3):
         of_row = {n: a[row : row + 1] if n in ("x", "modulation", "residual") else a for n, a in given.items()}
         assert run(made, of_row).tobytes() == together[row : row + 1].tobytes(), cpu_level
-    few = {**given, "x": given["x"][:1, :2], "residual": given["residual"][:1, :2], "modulation": given["modulation"][:1]}
-    few = {name: np.ascontiguousarray(array) for name, array in few.items()}
-    assert run(made, few).tobytes() == np.ascontiguousarray(together[:1, :2]).tobytes(), cpu_level
+    few = {**given, "x": given["x"][:1, :FEWEST_SPLIT], "residual": given["residual"][:1, :FEWEST_SPLIT]}
+    few = {name: np.ascontiguousarray(array) for name, array in (few | {"modulation": given["modulation"][:1]}).items()}
+    assert run(made, few).tobytes() == np.ascontiguousarray(together[:1, :FEWEST_SPLIT]).tobytes(), cpu_level
 
 
 def test_a_weight_in_bfloat16_is_multiplied_as_it_is(cpu_level: str) -> None:
@@ -232,6 +244,117 @@ def test_a_hostile_value_reaches_its_row_and_no_other(op: str, hostile: float, c
     assert not np.isfinite(y[0, 7]).all(), cpu_level
     assert np.isnan(y[0, 7]).any() or np.isinf(y[0, 7]).any(), cpu_level
     assert np.array_equal(np.delete(y, 7, axis=1), np.delete(clean, 7, axis=1)), cpu_level
+
+
+def on_vector_registers(op: str, given: dict[str, Array]) -> Array:
+    """At AVX-512, which multiplies float32 as it is."""
+    active = native_library.cpu_level()
+    native_library.force_cpu_level("avx512")
+    y = native(op, given)
+    native_library.force_cpu_level(active)
+    return y
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
+@pytest.mark.usefixtures("amx")
+def test_few_tokens_are_not_split(dtype: np.dtype[Any]) -> None:
+    """The same bits as on vector registers, whatever the batch; from FEWEST_SPLIT tokens on, others."""
+    for tokens in (1, FEWEST_SPLIT - 1, FEWEST_SPLIT):
+        given = inputs("Linear2GatedResidual", (3, tokens, 1100, 70), dtype)
+        same = np.array_equal(native("Linear2GatedResidual", given), on_vector_registers("Linear2GatedResidual", given))
+        assert same == (tokens < FEWEST_SPLIT), tokens
+
+
+HOSTILE = {
+    "inf": np.inf,
+    "nan": np.nan,
+    "largest": np.finfo(np.float32).max,
+    "large": 2.0**51,
+}
+"""Of one such value the whole row, or column, is multiplied as float32."""
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=list(HOSTILE))
+@pytest.mark.usefixtures("amx")
+def test_what_cannot_be_split_is_multiplied_as_it_is(value: float, dtype: np.dtype[Any]) -> None:
+    """Rows of x and columns of the weight: the bits of vector registers, and no other element is touched."""
+    op = "Linear2GatedResidual"
+    given = inputs(op, (1, 70, 1100, 100), dtype)
+    clean = native(op, given)
+    rows, columns = [0, 33, 34, 69], list(range(96, 100))  # The columns of one panel are multiplied alike.
+    for row in rows:
+        given["x_1"][0, row, 3] = value
+    with np.errstate(over="ignore"):
+        given["weight"][98, 40] = np.asarray(value).astype(dtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+        y, expected = native(op, given), on_vector_registers(op, given)
+    if dtype == np.float16 and np.isfinite(given["weight"][98, 40].astype(np.float32)):
+        columns = []
+    others = np.ix_([0], np.setdiff1d(np.arange(70), rows), np.setdiff1d(np.arange(100), columns))
+    assert np.array_equal(y[others], clean[others])
+    assert np.array_equal(y[:, rows], expected[:, rows], equal_nan=True)
+    assert np.array_equal(y[:, :, columns], expected[:, :, columns], equal_nan=True)
+
+
+@pytest.mark.parametrize("size", [2.0**-41, 2.0**-120, 2.0**-149])
+@pytest.mark.usefixtures("amx")
+def test_small_rows_and_columns_are_multiplied_as_they_are(size: float) -> None:
+    """The tile unit would take what is left of them for zero."""
+    given = inputs("LinearNoBias", (1, 40, 300, 64))
+    given["x"][0, 3] = np.clip(given["x"][0, 3], -1, 1) * np.float32(size)
+    given["weight"][40] = np.clip(given["weight"][40], -1, 1) * np.float32(size)
+    given["weight"][2] = 0
+    y, expected = native("LinearNoBias", given), on_vector_registers("LinearNoBias", given)
+    assert np.array_equal(y[0, 3], expected[0, 3])
+    assert np.array_equal(y[0, :, 40], expected[0, :, 40])
+    assert not np.array_equal(y[0, 4, :32], expected[0, 4, :32])  # These were split.
+    assert not y[0, :, 2].any()
+
+
+def spread(name: str, rng: np.random.Generator, shape: tuple[int, int]) -> Array:
+    drawn = rng.standard_normal(shape, dtype=np.float32)
+    if name == "outliers":
+        drawn[:, rng.random(shape[1]) < 0.01] *= 20
+    if name == "wide":
+        drawn = np.sign(drawn) * np.exp(rng.uniform(np.log(1e-10), np.log(1e10), shape)).astype(np.float32)
+    return drawn
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS, ids=str)
+@pytest.mark.parametrize("distribution", ["gaussian", "outliers", "wide", "cancelling"])
+@pytest.mark.usefixtures("amx")
+def test_split_products_are_no_less_exact(distribution: str, dtype: np.dtype[Any]) -> None:
+    """Than those of float32, against float64, element by element in units of Σ|x · weight|, and in the mean."""
+    rng = np.random.default_rng(7)
+    x = spread(distribution, rng, (96, 1536))
+    weight = spread(distribution if dtype == np.float32 else "gaussian", rng, (64, 1536)).astype(dtype)
+    if distribution == "cancelling":
+        x[:, 768:] = x[:, :768]
+        weight[:, 768:] = -weight[:, :768]
+        weight[:, 0] += np.asarray(1e-3, dtype)
+    given = {"x": x[None], "weight": weight}
+    wide_x, wide_weight = x.astype(np.float64), weight.astype(np.float64)
+    unit = np.abs(wide_x) @ np.abs(wide_weight).T
+    ours, theirs = (
+        np.abs(y[0] - wide_x @ wide_weight.T) / unit
+        for y in (native("LinearNoBias", given), on_vector_registers("LinearNoBias", given))
+    )
+    assert ours.max() <= theirs.max(), (distribution, ours.max(), theirs.max())
+    assert np.sqrt(np.mean(ours**2)) <= np.sqrt(np.mean(theirs**2))
+
+
+@pytest.mark.usefixtures("amx")
+def test_subnormal_values_among_others_lose_less_than_is_said() -> None:
+    """An element of y is off by less than in · 2^-80 of the largest factors' product."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((40, 64), dtype=np.float32) * np.float32(1e-38)
+    x[:, 0] = 1
+    weight = rng.standard_normal((32, 64), dtype=np.float32)
+    weight[:, 0] = 0
+    y = native("LinearNoBias", {"x": x[None], "weight": weight})[0]
+    expected = x.astype(np.float64) @ weight.astype(np.float64).T
+    assert np.abs(y - expected).max() <= 64 * 2.0**-80 * np.abs(weight).max()
 
 
 @pytest.mark.parametrize("op", ["LinearInt8", "LinearBf16"])
