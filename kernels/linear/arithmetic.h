@@ -46,9 +46,8 @@ struct Arithmetic {
   static constexpr bool kOffset = kGroup == 4;
   // An accumulator is two registers for each row: as many rows as there are registers, less what the operands need.
   static constexpr size_t kTileRows = kLanes == 16 ? 14 : 6;
-  static constexpr LinearShape kShape = {
-      kGroup, kGroup, kTileRows, kLinearRows / kTileRows * kTileRows, kLinearPanels,
-      kLinearRows};
+  static constexpr LinearShape kShape = {kGroup,        kGroup,     kTileRows, kLinearRows / kTileRows * kTileRows,
+                                         kLinearPanels, kLinearRows};
 };
 
 typedef int32_t WholeLanes __attribute__((vector_size(4 * kLanes)));

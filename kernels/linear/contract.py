@@ -56,7 +56,7 @@ _ROWS: tuple[tuple[str, str, tuple[TensorSpec, ...], tuple[Attribute, ...]], ...
 
 # Suffix of the op's name → what its arithmetic is.
 _PRECISIONS = {
-    "": "in float32",
+    "": "in float32 or no less exact",
     "Bf16": "of x and weight rounded to bfloat16, sums in float32",
     "Int8": "of x rounded to int8 per token and an int8 weight scaled per output, sums in int32",
 }

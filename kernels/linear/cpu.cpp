@@ -13,8 +13,9 @@ constexpr LinearPrecision kFloat32 = LinearPrecision::float32;
 constexpr LinearPrecision kBf16 = LinearPrecision::bfloat16;
 constexpr LinearPrecision kInt8 = LinearPrecision::int8;
 
-// Fewer tokens than this are multiplied as float32 on vector registers: where the weight is read for so little, splitting
-// it costs more than the unit saves. Of the tokens, not of all rows: a sample gives the same bits in every batch.
+// Fewer tokens than this are multiplied as float32 on vector registers: where the weight is read for so little,
+// splitting it costs more than the unit saves. Of the tokens, not of all rows: a sample gives the same bits in every
+// batch.
 constexpr size_t kSplitTokens = 16;
 
 template <LinearPrecision precision, typename T>

@@ -41,7 +41,8 @@ struct LinearShape {
 };
 
 // A packed weight lies panel by panel along the columns of y, a panel as [words][kLinearPanel]; columns beyond the last
-// are zero. After it a word for each column: at int8 what is to be taken from its sums, at float32 what the level wants.
+// are zero. After it a word for each column: at int8 what is to be taken from its sums, at float32 what the level
+// wants.
 constexpr size_t kLinearPanel = 32;
 constexpr size_t kLinearBlock = 1024;  // Most words of a block: the rows of x at hand fit the second-level cache.
 constexpr size_t kLinearChunk = 256;   // Most words of a panel's chunk: it fits the first-level cache.
@@ -83,10 +84,10 @@ constexpr size_t kLinearTileRows = 576;  // Most of one call.
 constexpr size_t kLinearTileX = (5 << 20) / 4 / sizeof(float);
 constexpr size_t kLinearTileChunk = 8 * 3 * 16 * kLinearPanel;
 constexpr size_t kLinearTileSums = kLinearTileRows * 16 * kLinearPanel;
-constexpr size_t kLinearTileScratch = kLinearTileX + kLinearTile * kLinearPanel + 2 * kLinearTileChunk + kLinearTileSums;
+constexpr size_t kLinearTileScratch =
+    kLinearTileX + kLinearTile * kLinearPanel + 2 * kLinearTileChunk + kLinearTileSums;
 
-constexpr size_t kLinearScratch =
-    kLinearVectorScratch < kLinearTileScratch ? kLinearTileScratch : kLinearVectorScratch;
+constexpr size_t kLinearScratch = kLinearVectorScratch < kLinearTileScratch ? kLinearTileScratch : kLinearVectorScratch;
 
 enum class LinearEpilogue { none, gelu, gated_residual };
 
@@ -95,8 +96,8 @@ struct LinearProblem {
   size_t features[2] = {};        // in = their sum
   const float* weight = nullptr;  // Packed.
   LinearWeightType weight_type = LinearWeightType::float32;
-  const float* scale = nullptr;   // [out], at int8 alone
-  const float* bias = nullptr;    // [out] or null
+  const float* scale = nullptr;  // [out], at int8 alone
+  const float* bias = nullptr;   // [out] or null
   LinearEpilogue epilogue = LinearEpilogue::none;
   const float* gate = nullptr;  // At the first row's; one row of it, gate_stride on, for each `tokens` rows of x.
   size_t gate_stride = 0;

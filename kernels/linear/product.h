@@ -69,12 +69,11 @@ template <LinearPrecision precision, bool halves>
 Multiply* multiply_of(size_t rows) {
   constexpr LinearPrecision p = precision;
   static constexpr Multiply* kOf[] = {
-      &multiply<p, halves, 1>,  &multiply<p, halves, 2>,  &multiply<p, halves, 3>,
-      &multiply<p, halves, 4>,  &multiply<p, halves, 5>,  &multiply<p, halves, 6>,
+      &multiply<p, halves, 1>,  &multiply<p, halves, 2>,  &multiply<p, halves, 3>,  &multiply<p, halves, 4>,
+      &multiply<p, halves, 5>,  &multiply<p, halves, 6>,
 #if defined(__AVX512F__)
-      &multiply<p, halves, 7>,  &multiply<p, halves, 8>,  &multiply<p, halves, 9>,
-      &multiply<p, halves, 10>, &multiply<p, halves, 11>, &multiply<p, halves, 12>,
-      &multiply<p, halves, 13>, &multiply<p, halves, 14>,
+      &multiply<p, halves, 7>,  &multiply<p, halves, 8>,  &multiply<p, halves, 9>,  &multiply<p, halves, 10>,
+      &multiply<p, halves, 11>, &multiply<p, halves, 12>, &multiply<p, halves, 13>, &multiply<p, halves, 14>,
 #endif
   };
   static_assert(sizeof(kOf) / sizeof(kOf[0]) == Arithmetic<precision>::kTileRows, "one for each number of rows");

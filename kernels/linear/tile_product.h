@@ -9,8 +9,8 @@
 namespace vitrify::VITRIFY_LEVEL {
 namespace {
 
-// Products that the unit is used for: of bfloat16; of int8; of float32 split into parts, and the same with a weight that
-// is its own first part.
+// Products that the unit is used for: of bfloat16; of int8; of float32 split into parts, and the same with a weight
+// that is its own first part.
 enum class TileProduct { bfloat16, int8, split, split_by_bfloat16 };
 
 // Words: of x, the weight as it is kept, and the weight as it is multiplied.
@@ -26,7 +26,8 @@ struct TileShape {
   static constexpr size_t kXStep = kXParts * kLinearTile * kTileWords;
   static constexpr size_t kKeptStep = (kSplitWeight ? 2 : 1) * kTileWords * kLinearPanel;
   static constexpr size_t kPanelStep = kWeightParts * kTileWords * kLinearPanel;
-  // Steps of a chunk. A split weight's is larger than the first-level cache, which costs little: a step is six products.
+  // Steps of a chunk. A split weight's is larger than the first-level cache, which costs little: a step is six
+  // products.
   static constexpr size_t kChunk = kSplit ? 8 : 16;
   // How many chunks ahead of its use the kept weight is brought into the cache.
   static constexpr size_t kWeightAhead = kSplitWeight ? 2 : 1;
@@ -34,7 +35,8 @@ struct TileShape {
   static constexpr size_t steps(size_t features) { return (features + kFeatures - 1) / kFeatures; }
   // Most rows of x that fit its scratch.
   static constexpr size_t rows(size_t steps) {
-    const size_t fit = kLinearTileX / (kXStep / kLinearTile * smaller(steps == 0 ? 1 : steps, kBlock)) / kLinearTile * kLinearTile;
+    const size_t fit =
+        kLinearTileX / (kXStep / kLinearTile * smaller(steps == 0 ? 1 : steps, kBlock)) / kLinearTile * kLinearTile;
     return smaller(fit, kLinearTileRows);
   }
 };

@@ -49,8 +49,8 @@ inline void take_step(const float* from, float inverse, float* to) {
     const __m512i third = whole(load(from + 2 * kLanes));
     const __m512i fourth = whole(load(from + 3 * kLanes));
     // Packing is by quarters of a register: word i of quarter j is then the j-th of the i-th register's.
-    const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(whole(first), whole(second)),
-                                             _mm512_packs_epi32(third, fourth));
+    const __m512i bytes =
+        _mm512_packs_epi16(_mm512_packs_epi32(whole(first), whole(second)), _mm512_packs_epi32(third, fourth));
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     _mm512_store_si512(to, _mm512_maskz_permutexvar_epi32(0xFFFF, order, bytes));
   } else {

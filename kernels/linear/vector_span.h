@@ -68,7 +68,9 @@ void vector_span(const LinearProblem& problem, size_t first_row, size_t rows, si
                         inverses + start, turned, x + start * depth);
     }
     const size_t chunks = linear_parts(block_steps, kLinearChunk / kStep);
-    const auto chunk_start = [&](size_t chunk) { return smaller(linear_cut(block_steps, chunk, chunks) * kStep, depth); };
+    const auto chunk_start = [&](size_t chunk) {
+      return smaller(linear_cut(block_steps, chunk, chunks) * kStep, depth);
+    };
     const float* weight = problem.weight + first_panel * panel_words + first / kHalf * kPanel;
     for (size_t panel = 0; panel < panels; ++panel, weight += panel_words) {
       float* const panel_sums = sums + (blocks > 1 ? panel * rows * kPanel : 0);
