@@ -101,8 +101,8 @@ def _source(one: Case, cache: Path, sample: Path) -> tuple[Path, Any]:
     source = built(
         cache,
         f"source-{one.model_name}",
-        source_key(one.shape, downsampling),
-        lambda folder: write_source(folder, one.shape, sample, downsampling=downsampling),
+        source_key(one.shape, downsampling, one.outliers),
+        lambda folder: write_source(folder, one.shape, sample, downsampling=downsampling, outliers=one.outliers),
     )
     return source, source.name
 

@@ -121,10 +121,10 @@ STEP_PEERS: Mapping[str, PeerSpec] = {
         ),
         _step(
             "openvino-int8",
-            "OpenVINO on NNCF's int8 of weights and activations, the rest float32",
+            "OpenVINO on NNCF's int8 of weights and activations, the rest bfloat16",
             _OV,
             "int8",
-            {"build": "openvino-int8", "precision": "f32"},
+            {"build": "openvino-int8", "precision": "bf16"},
             ("openvino-int8",),
             _INT8,
         ),
