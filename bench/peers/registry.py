@@ -22,6 +22,7 @@ __all__ = [
     "Precision",
     "absence",
     "cached_peer",
+    "in_precision",
     "peer_specs",
 ]
 
@@ -196,6 +197,11 @@ PICTURE_PEERS: Mapping[str, PeerSpec] = {
 """Those that draw whole pictures."""
 
 PEERS: Mapping[Kind, Mapping[str, PeerSpec]] = {"step": STEP_PEERS, "picture": PICTURE_PEERS}
+
+
+def in_precision(precision: Precision) -> str:
+    """Ours that computes in `precision`."""
+    return _LOWERED.get(precision, OURS)
 
 
 def cached_peer(cache: str) -> PeerSpec:
