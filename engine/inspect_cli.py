@@ -63,7 +63,7 @@ def describe(manifest: Manifest, artifact_id: str | None = None) -> list[Section
             "parity with eager PyTorch, float32", ("component", "measured", "error", "tolerance"), tuple(_parity_rows(manifest))
         ),
         Section(
-            "precision of linear layers",
+            "precision of layers",
             ("component", "precision", "layers", "outputs' error", "bound", "measured on"),
             tuple(_precision_rows(manifest)),
         ),
@@ -230,7 +230,9 @@ def _cache_at(manifest: Manifest, cache: Cache, height: int | None, width: int |
 def _precision_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     for component in manifest.components.values():
         if (chosen := component.precision) is not None:
-            counts = Counter(layer.precision + ("" if _is_linear(name) else " attention") for name, layer in chosen.layers.items())
+            counts = Counter(
+                layer.precision + ("" if _is_linear(name) else " attention") for name, layer in chosen.layers.items()
+            )
             layers = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
             yield component.name, chosen.name, layers, f"{chosen.error:.2g}", f"{chosen.bound:.2g}", chosen.measured_on
 

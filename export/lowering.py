@@ -28,7 +28,16 @@ from vitrify.kernels import registry
 from vitrify.kernels.linear.contract import MOST_IN_INT8
 from vitrify.kernels.op import DOMAIN
 
-__all__ = ["SCALE_SUFFIX", "attentions_of", "layers_of", "lower_graphs", "lowered_spec", "lowered_weights", "rewrite_files", "write_lowered"]
+__all__ = [
+    "SCALE_SUFFIX",
+    "attentions_of",
+    "layers_of",
+    "lower_graphs",
+    "lowered_spec",
+    "lowered_weights",
+    "rewrite_files",
+    "write_lowered",
+]
 
 SCALE_SUFFIX = "_scale"
 _COPY_BYTES = 2**24
@@ -187,8 +196,9 @@ def lower_graphs(
     """Turn the nodes over these weights, and these modules' attentions, into the ops of their precision, and point every weight
     to where it lies now.
 
-    layers: parameter, or module of an attention → precision. before, after: parameter → where it lay when the graphs were tied, and where it lies;
-    `after` has an int8 weight's scales under its name + `_scale`.
+    layers: parameter, or module of an attention → precision.
+    before, after: parameter → where it lay when the graphs were tied, and where it lies; `after` has an int8 weight's scales
+    under its name + `_scale`.
     """
     for model in models.values():
         owners = [(node, _attention_of(node)) for node in model.graph]  # Read before the layers that tell them change.

@@ -30,9 +30,10 @@ def choose_precision(
 ) -> PrecisionSpec:
     """Every linear layer's and attention's precision, and the component's error with them.
 
-    Attention is lowered to bf16 at most. Each layer's error in its precision is measured on its own inputs. Then all layers are lowered at once, and as long as the
-    component's outputs are off by more than the bound, the worst layers stay one precision above: twice as many each time,
-    then as few as will do. runs: of the component in eager PyTorch; measured_on: what their inputs are.
+    Attention is lowered to bf16 at most. Each layer's error in its precision is measured on its own inputs. Then all layers are
+    lowered at once, and as long as the component's outputs are off by more than the bound, the worst layers stay one precision
+    above: twice as many each time, then as few as will do. runs: of the component in eager PyTorch; measured_on: what their
+    inputs are.
     Raises CompileError where the bound cannot be kept.
     """
     above, bound = _ABOVE[precision], BOUNDS[precision]

@@ -29,7 +29,7 @@ def in_bfloat16(
     scale: float | None = None,
     enable_gqa: bool = False,  # noqa: ARG001 - what shares keys among heads is no op of ours
 ) -> torch.Tensor:
-    """As PyTorch's scaled_dot_product_attention, in the arithmetic of FusedAttention…Bf16. query: [batch, heads, tokens, head_dim]."""
+    """As scaled_dot_product_attention, in the arithmetic of FusedAttention…Bf16. query: [batch, heads, tokens, head_dim]."""
     bias = attn_mask
     if is_causal:
         bias = torch.full((query.shape[-2], key.shape[-2]), -torch.inf).triu(1)
@@ -46,7 +46,7 @@ class _Attentions(TorchFunctionMode):
         self.inside: list[str] = []
         self._replace = replace
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if func is not functional.scaled_dot_product_attention or not self.inside:

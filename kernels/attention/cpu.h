@@ -27,10 +27,10 @@ constexpr size_t kAttentionSlice = 128;
 
 // How a level cuts its work, and what memory it needs, in floats.
 struct AttentionShape {
-  size_t rows;           // Of a task.
-  size_t packed_keys;    // Of a head; a multiple of a cache line, as packed_values.
+  size_t rows;         // Of a task.
+  size_t packed_keys;  // Of a head; a multiple of a cache line, as packed_values.
   size_t packed_values;
-  size_t scratch;        // Of a task that packs or computes.
+  size_t scratch;  // Of a task that packs or computes.
 };
 
 // One part of the tokens, seen from one head: each pointer at its first token's first element.
@@ -59,7 +59,7 @@ struct AttentionHead {
   float scale = 0;
   float epsilon = 0;
   bool causal = false;
-  float* packed_keys = nullptr;    // As the shape says, at addresses that a cache line divides.
+  float* packed_keys = nullptr;  // As the shape says, at addresses that a cache line divides.
   float* packed_values = nullptr;
 };
 

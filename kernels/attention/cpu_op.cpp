@@ -231,7 +231,10 @@ constexpr Operator operator_of(const char* name) {
           attributes,
           bias ? 2 : 3,
           inputs,
-          parts == 2 ? 12 : norm ? 7 : bias ? 4 : 3,
+          parts == 2 ? 12
+          : norm     ? 7
+          : bias     ? 4
+                     : 3,
           parts == 2 ? kTwoPartOutputs : kOutputs,
           parts,
           &create_kernel<Attention<precision, parts, norm, bias>>};

@@ -1,5 +1,5 @@
-// FusedAttention on vector registers of floats, at any level. Where the op rounds its factors to bfloat16 they are rounded
-// and multiplied as floats.
+// FusedAttention on vector registers of floats, at any level. Where the op rounds its factors to bfloat16 they are
+// rounded and multiplied as floats.
 #pragma once
 
 #include "attention/operands.h"
@@ -31,7 +31,8 @@ inline void round_factor(float* values, size_t count) {
   if constexpr (precision == AttentionPrecision::bfloat16) round_bf16(values, count);
 }
 
-// Queries of the task, panel by panel as [head_dim][kPanel]; those beyond the last are zero. panel: scratch of kPanel rows.
+// Queries of the task, panel by panel as [head_dim][kPanel]; those beyond the last are zero. panel: scratch of kPanel
+// rows.
 template <AttentionPrecision precision>
 void pack_queries(const AttentionHead& head, size_t first, size_t rows, float* panel, float* packed) {
   const size_t dim = head.head_dim;
@@ -154,8 +155,8 @@ void weigh(Softmax& softmax, size_t at, float* scores, size_t count) {
   }
 }
 
-// Scores of a block of keys, turned into weights[count][kRows]. Where weights are rounded a maximum is a whole number: a
-// decay is then a power of two, and it makes no difference whether they are rounded before it or after it.
+// Scores of a block of keys, turned into weights[count][kRows]. Where weights are rounded a maximum is a whole number:
+// a decay is then a power of two, and it makes no difference whether they are rounded before it or after it.
 template <AttentionPrecision precision>
 void weigh_block(const AttentionHead& head, const float* queries, size_t first, size_t rows, size_t block, size_t count,
                  float* scores, Softmax& softmax) {

@@ -1,8 +1,8 @@
-// FusedAttention on the tile unit (AMX). A factor is kept in bfloat16: as one piece where the op rounds it, as three whose
-// sum is the float32 number where it does not; of their nine products the six that matter are added up.
+// FusedAttention on the tile unit (AMX). A factor is kept in bfloat16: as one piece where the op rounds it, as three
+// whose sum is the float32 number where it does not; of their nine products the six that matter are added up.
 //
-// A tile is 16 rows of 64 bytes: of sums 16 × 16 floats, of a left factor 16 rows × 32 depths, of a right factor 16 pairs
-// of depths × 16 columns. Everything is kept tile by tile, 32 rows or columns by 32 depths at a time: a step.
+// A tile is 16 rows of 64 bytes: of sums 16 × 16 floats, of a left factor 16 rows × 32 depths, of a right factor 16
+// pairs of depths × 16 columns. Everything is kept tile by tile, 32 rows or columns by 32 depths at a time: a step.
 #pragma once
 
 #include "attention/operands.h"
@@ -114,8 +114,8 @@ inline void add_products() {
   }
 }
 
-// sums[32][32] = (add ? sums : 0) + left[32][32 · steps] · right[32 · steps][32], their upper 16 rows alone unless `both`.
-// Small products first: they are added to small sums.
+// sums[32][32] = (add ? sums : 0) + left[32][32 · steps] · right[32 · steps][32], their upper 16 rows alone unless
+// `both`. Small products first: they are added to small sums.
 template <size_t pieces, bool both>
 void multiply(const float* left, const float* right, size_t steps, bool add, float* sums) {
   constexpr size_t kPiece = 2 * kTile;
@@ -197,8 +197,9 @@ void pack_keys(const AttentionHead& head, size_t first, size_t last, float* rows
 template <size_t pieces>
 void pack_values(const AttentionHead& head, size_t first, size_t last, size_t stride, float* to) {
   // Numbers 0 … 15 and 16 … 31 alternate.
-  alignas(64) static constexpr uint16_t kAlternate[kPair] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                             8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  alignas(64) static constexpr uint16_t kAlternate[kPair] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                             21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                             11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const __m512i alternate = _mm512_load_si512(kAlternate);
   const size_t dim = head.head_dim;
   for (size_t i = 0; i < kSide; ++i) {
@@ -256,8 +257,8 @@ inline __m512 exp2_of_nonpositive_16(__m512 x) {
   return _mm512_scalef_ps(times_f_plus(p, 1.0F), x);
 }
 
-// Adds the bias to the scores of rows first … first + rows - 1 and keys from `block` on, and hides the keys that are not
-// there or that a causal row may not see.
+// Adds the bias to the scores of rows first … first + rows - 1 and keys from `block` on, and hides the keys that are
+// not there or that a causal row may not see.
 void hide(const AttentionHead& head, size_t first, size_t rows, size_t block, size_t count, float* scores) {
   const __m512 hidden = _mm512_set1_ps(kMinusInfinity);
   for (size_t row = 0; row < rows; ++row) {
@@ -276,8 +277,8 @@ void hide(const AttentionHead& head, size_t first, size_t rows, size_t block, si
   }
 }
 
-// Takes the scores of `steps` steps of keys into the maxima. Where weights are rounded a maximum is a whole number: a decay
-// is then a power of two, and it makes no difference whether they are rounded before it or after it.
+// Takes the scores of `steps` steps of keys into the maxima. Where weights are rounded a maximum is a whole number: a
+// decay is then a power of two, and it makes no difference whether they are rounded before it or after it.
 template <size_t pieces>
 void raise_maxima(const float* scores, size_t steps, size_t rows, TileGroup& group) {
   alignas(64) float found[kPair] = {};
@@ -353,7 +354,8 @@ void fade(const TileGroup& group, size_t rows, size_t panels) {
 template <AttentionPrecision precision>
 constexpr size_t kPieces = precision == AttentionPrecision::bfloat16 ? 1 : 3;
 
-// Keys lie as [step of keys][step of features][piece][half] tiles, values as [panel of features][step of keys][piece][half].
+// Keys lie as [step of keys][step of features][piece][half] tiles, values as [panel of features][step of
+// keys][piece][half].
 template <AttentionPrecision precision>
 AttentionShape shape_of(size_t keys, size_t head_dim) {
   constexpr size_t kWords = kStep<kPieces<precision>>;
@@ -387,8 +389,8 @@ void pack_queries(const AttentionHead& head, size_t first, size_t rows, float* r
       __m512i found[pieces];
       split(load_upto(row, step * kPair, there), load_upto(row, step * kPair + kSide, there), found);
       for (size_t piece = 0; piece < pieces; ++piece) {
-        _mm512_store_si512(
-            to + step * kStep<pieces> + piece * 2 * kTile + i / kSide * kTile + i % kSide * kSide, found[piece]);
+        _mm512_store_si512(to + step * kStep<pieces> + piece * 2 * kTile + i / kSide * kTile + i % kSide * kSide,
+                           found[piece]);
       }
     }
   }
