@@ -37,7 +37,7 @@ def _out(*names: str) -> tuple[Pointer, ...]:
 
 
 _FUNCTION = "vitrify.kernels.attention.kernel:attention"
-_TOKENS, _KEYS, _WIDTH = Integer("tokens_0"), Integer("keys"), Integer("width", 16)
+_TOKENS, _KEYS, _WIDTH = Integer("tokens_0"), Integer("keys", least=1), Integer("width", 16)
 
 _SELF = Kernel(
     name="attention",
