@@ -28,7 +28,7 @@ from vitrify.kernels.aot.description import ACTIVATION, Pointer
 from vitrify.kernels.aot.programs import programs
 from vitrify.kernels.aot.resolve import scratch_elements
 
-__all__ = ["GpuReport", "GpuResult", "measure_gpu", "table"]
+__all__ = ["GpuReport", "GpuResult", "measure_gpu", "table", "write"]
 
 _OURS = "vitrify"
 _TORCH = {DType.FLOAT32: torch.float32, DType.FLOAT16: torch.float16, DType.BFLOAT16: torch.bfloat16}
@@ -213,7 +213,9 @@ def _checked(case: GpuCase, call: Call, tensors: dict[str, torch.Tensor]) -> flo
         errors.append(float((actual - expected).norm() / expected.norm()))
     tolerance, error = contract.tolerances[case.dtype], max(errors)
     if not error <= tolerance:
-        raise ParityError(f"{case.name}: {case.op} differs from float64 by {error:.1e}, allowed {tolerance:.0e}; no times are given")
+        raise ParityError(
+            f"{case.name}: {case.op} differs from float64 by {error:.1e}, allowed {tolerance:.0e}; no times are given"
+        )
     return error
 
 
@@ -228,7 +230,7 @@ def _runs(call: Call) -> bool:
 
 
 def _captured(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(2):
@@ -246,13 +248,13 @@ def _captured(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
 
 def _timed(graph: torch.cuda.CUDAGraph, replays: int) -> float:
     """Seconds of one replay."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
     for _ in range(replays):
         graph.replay()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1e3 / replays
+    return float(start.elapsed_time(end)) / 1e3 / replays
 
 
 def _matrix_flops(dtype: DType) -> float:
@@ -262,7 +264,7 @@ def _matrix_flops(dtype: DType) -> float:
 
 
 def _copy_bytes() -> float:
-    source, target = (torch.empty(_COPY_BYTES, dtype=torch.uint8, device="cuda").random_() for _ in range(2))
+    source, target = (torch.randn(_COPY_BYTES // 4, device="cuda") for _ in range(2))
     graph = _captured([lambda: target.copy_(source)])
     return 2 * _COPY_BYTES / min(_timed(graph, 5) for _ in range(5))
 

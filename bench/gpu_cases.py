@@ -70,12 +70,23 @@ def _moved(name: str, op: str, dtype: DType = DType.BFLOAT16, **attributes: int 
 
 GPU_CASES: tuple[GpuCase, ...] = (
     *(
-        _attention(f"FLUX single block's attention, {_TOKENS} tokens", "FusedAttentionNormRotary", 24, 128, _TOKENS, d, epsilon=_EPSILON)
+        _attention(
+            f"FLUX single block's attention, {_TOKENS} tokens", "FusedAttentionNormRotary", 24, 128, _TOKENS, d, epsilon=_EPSILON
+        )
         for d in (DType.BFLOAT16, DType.FLOAT16)
     ),
-    _attention(f"FLUX double block's attention, {_TEXT} + {_IMAGE} tokens", "FusedAttention2NormRotary", 24, 128, _TOKENS, epsilon=_EPSILON),
+    _attention(
+        f"FLUX double block's attention, {_TEXT} + {_IMAGE} tokens",
+        "FusedAttention2NormRotary",
+        24,
+        128,
+        _TOKENS,
+        epsilon=_EPSILON,
+    ),
     *(
-        _attention(f"attention without a prologue, {_TOKENS} tokens, 24 heads of 128", "FusedAttention", 24, 128, _TOKENS, d, causal=0)
+        _attention(
+            f"attention without a prologue, {_TOKENS} tokens, 24 heads of 128", "FusedAttention", 24, 128, _TOKENS, d, causal=0
+        )
         for d in (DType.BFLOAT16, DType.FLOAT16)
     ),
     _attention(f"attention, {_TOKENS} tokens, 48 heads of 64", "FusedAttention", 48, 64, _TOKENS, causal=0),
@@ -90,7 +101,9 @@ GPU_CASES: tuple[GpuCase, ...] = (
             _linear("FLUX q, k, v in one, 3072 → 9216", "Linear", _IMAGE, (_WIDTH,), 3 * _WIDTH, d),
             _linear("FLUX MLP's first, 3072 → 12288", "LinearGelu", _IMAGE, (_WIDTH,), 4 * _WIDTH, d),
             _linear("FLUX MLP's second, 12288 → 3072", "LinearGatedResidual", _IMAGE, (4 * _WIDTH,), _WIDTH, d),
-            _linear("FLUX single block's last, 3072 + 12288 → 3072", "Linear2GatedResidual", _TOKENS, (_WIDTH, 4 * _WIDTH), _WIDTH, d),
+            _linear(
+                "FLUX single block's last, 3072 + 12288 → 3072", "Linear2GatedResidual", _TOKENS, (_WIDTH, 4 * _WIDTH), _WIDTH, d
+            ),
         )
     ),
     _linear("FLUX q, k or v, 3072 → 3072", "Linear", _IMAGE, (_WIDTH,), _WIDTH, DType.FLOAT32),

@@ -1,8 +1,8 @@
 """FusedAttention in Triton: one pass over the keys with a running maximum and sum (flash attention).
 
 What it does for speed: exp2 with the scale folded into its argument, full tiles of keys without a mask and masked ones apart,
-loads of keys and values in flight (num_stages). Queries are normalised and turned once per tile, while they are loaded; keys
-are so by qk_norm_rope before, once per key, not once per key and tile of queries.
+loads of keys and values in flight (num_stages). Queries and keys that are normalised and turned are so by qk_norm_rope before,
+each once: a tile of queries has no registers to spare, and two blocks of them on one multiprocessor hide each other's softmax.
 """
 
 # Triton reads this source; to a type checker it is pseudo-code.
@@ -11,23 +11,16 @@ are so by qk_norm_rope before, once per key, not once per key and tile of querie
 import triton
 import triton.language as tl
 
-from vitrify.kernels.qk_norm_rope.kernel import norm_rope
-
 __all__ = ["attention"]
 
 
 @triton.jit
 def attention(
-    q_0,
-    q_1,
+    q,
     k,
     v_0,
     v_1,
     bias,
-    q_norm_0,
-    q_norm_1,
-    cos,
-    sin,
     tokens_0,
     tokens_1,
     keys,
@@ -36,7 +29,6 @@ def attention(
     out_1,
     HEAD_DIM: tl.constexpr,
     SCALE: tl.constexpr,
-    EPSILON: tl.constexpr,
     CAUSAL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -44,9 +36,9 @@ def attention(
 ):
     """out = softmax(SCALE · q kᵀ + bias) v of one tile of BLOCK_M queries of one head of one row.
 
-    q_0, out_0: [batch, tokens_0, width], q_1, out_1: [batch, tokens_1, width], None with one part.
-    k: [batch, all keys, width]; v_0: [batch, keys, width] and, with two parts, v_0 and v_1 shaped as q_0 and q_1.
-    bias: [heads, tokens_0, keys] float32 or None. q_norm: [HEAD_DIM], cos, sin: [all tokens, HEAD_DIM / 2] float32, or None.
+    q: [batch, all tokens, width], k: [batch, all keys, width], v_0: [batch, keys, width], out_0: [batch, tokens_0, width].
+    Two parts: v_0 and out_0 are [batch, tokens_0, width], v_1 and out_1 [batch, tokens_1, width], keys is None; else those of
+    part 1 are None. bias: [heads, tokens_0, keys] float32 or None. SCALE: None where q is times scale · log2(e) already.
     Grid: (tiles of part 0 + tiles of part 1, heads, batch).
     """
     LOG2_E: tl.constexpr = 1.4426950408889634
@@ -55,12 +47,13 @@ def attention(
     at_head = tl.program_id(1) * HEAD_DIM
     tile = tl.program_id(0)
 
-    q, out, tokens, q_norm, before = q_0, out_0, tokens_0, q_norm_0, 0
-    if q_1 is not None:
-        keys = tokens_0 + tokens_1
+    out, tokens, before, all_tokens = out_0, tokens_0, 0, tokens_0
+    if v_1 is not None:
+        all_tokens = tokens_0 + tokens_1
+        keys = all_tokens
         tiles_0 = tl.cdiv(tokens_0, BLOCK_M)
         if tile >= tiles_0:
-            q, out, tokens, q_norm, before = q_1, out_1, tokens_1, q_norm_1, tokens_0
+            out, tokens, before = out_1, tokens_1, tokens_0
             tile -= tiles_0
 
     first = tile * BLOCK_M
@@ -71,20 +64,15 @@ def attention(
     inside = tl.arange(0, BLOCK_M)[:, None] < tokens - first
     if BLOCK_D != HEAD_DIM:
         inside = inside & (d[None, :] < HEAD_DIM)
-    offset = (row * tokens + first) * width + at_head
-    x = tl.load(q + offset + at, inside, other=0.0)
+    x = tl.load(q + (row * all_tokens + before + first) * width + at_head + at, inside, other=0.0)
     dtype: tl.constexpr = x.dtype
-    FACTOR: tl.constexpr = SCALE * LOG2_E if cos is None else 1.0
-    if cos is not None:
-        # Scaled before it is rounded: scores then come out in units of log2.
-        x = norm_rope(x.to(tl.float32), q_norm, cos, sin, before + m, m < tokens, HEAD_DIM, EPSILON)
-        x = (x * (SCALE * LOG2_E)).to(dtype)
+    FACTOR: tl.constexpr = 1.0 if SCALE is None else SCALE * LOG2_E
 
     head_bias = bias
     if bias is not None:
         head_bias = bias + tl.program_id(1).to(tl.int64) * tokens_0 * keys
     k += row * keys * width + at_head
-    if q_1 is None:
+    if v_1 is None:
         v_0 += row * keys * width + at_head
         acc, total = _attend(
             x, k, v_0, None, head_bias, m, first, tokens, keys, 0, width,
@@ -97,7 +85,7 @@ def attention(
             x, k, v_0, v_1, head_bias, m, first, tokens, tokens_0, tokens_1, width,
             HEAD_DIM, FACTOR, CAUSAL, BLOCK_M, BLOCK_N, BLOCK_TAIL,
         )  # fmt: skip
-    tl.store(out + offset + at, (acc * (1.0 / total)[:, None]).to(dtype), inside)
+    tl.store(out + (row * tokens + first) * width + at_head + at, (acc * (1.0 / total)[:, None]).to(dtype), inside)
 
 
 @triton.jit
@@ -123,15 +111,13 @@ def _attend(
     for tile in tl.range(0, full_0 + full_1):
         start, at, v, keys = _place(tile, full_0, 0, 0, BLOCK_N, keys_0, keys_1, v_0, v_1)
         acc, largest, total = _tile(
-            acc, largest, total, q, k + at * width, v + start.to(tl.int64) * width, bias, m, start, tokens, keys, width,
+            acc, largest, total, q, k + at * width, v + tl.cast(start, tl.int64) * width, bias, m, start, tokens, keys, width,
             HEAD_DIM, FACTOR, CAUSAL, False, BLOCK_N,
         )  # fmt: skip
     for tile in tl.range(0, tail_0 + tail_1, num_stages=1):
-        start, at, v, keys = _place(
-            tile, tail_0, full_0 * BLOCK_N, full_1 * BLOCK_N, BLOCK_TAIL, keys_0, keys_1, v_0, v_1
-        )
+        start, at, v, keys = _place(tile, tail_0, full_0 * BLOCK_N, full_1 * BLOCK_N, BLOCK_TAIL, keys_0, keys_1, v_0, v_1)
         acc, largest, total = _tile(
-            acc, largest, total, q, k + at * width, v + start.to(tl.int64) * width, bias, m, start, tokens, keys, width,
+            acc, largest, total, q, k + at * width, v + tl.cast(start, tl.int64) * width, bias, m, start, tokens, keys, width,
             HEAD_DIM, FACTOR, CAUSAL, True, BLOCK_TAIL,
         )  # fmt: skip
     return acc, total
@@ -148,7 +134,7 @@ def _place(tile, tiles_0, from_0, from_1, BLOCK: tl.constexpr, keys_0, keys_1, v
         before = tl.where(here, keys_0, 0)
         v = tl.where(here, v_1, v_0)
         keys = tl.where(here, keys_1, keys_0)
-    return start, start.to(tl.int64) + before, v, keys
+    return start, tl.cast(start, tl.int64) + before, v, keys
 
 
 @triton.jit
@@ -156,7 +142,8 @@ def _tile(
     acc, largest, total, q, k, v, bias, m, start, tokens, keys, width,
     HEAD_DIM: tl.constexpr, FACTOR: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One tile of keys; k and v point to its first. The running maximum is kept in units of log2: p = exp2(score · FACTOR − largest)."""
+    """One tile of keys; k and v point to its first. The running maximum is kept in units of log2:
+    p = exp2(score · FACTOR − largest)."""
     LOG2_E: tl.constexpr = 1.4426950408889634
     BLOCK_D: tl.constexpr = triton.next_power_of_2(HEAD_DIM)
     n = start + tl.arange(0, BLOCK_N)

@@ -63,7 +63,7 @@ def linear(
     y += first_m * out
     left = tokens - tile_m * BLOCK_M
     from_n = tile_n * BLOCK_N
-    if BLOCK_N > 128:
+    if BLOCK_N >= 128:
         # In quarters: residual, sums and addresses of the whole tile at once would not fit the registers.
         one, other = _halves(acc)
         first, second = _halves(one)
