@@ -91,6 +91,7 @@ class Case:
     rows, columns: image tokens down and across. pixels_per_token: a token's height and width in the picture.
     steps: of the run that `condition` is spread over, and of a whole picture.
     defaults: request defaults that the artifact carries. prompts: of whole pictures.
+    outliers: share of the output channels of random matrices that are 20 times as large.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Case:
     kind: Kind = "step"
     model: str = ""
     prompts: tuple[str, ...] = ()
+    outliers: float = 0.0
 
     @property
     def model_name(self) -> str:
@@ -183,21 +185,29 @@ _SAMPLE = Case(
     defaults={"num_inference_steps": 20, "true_cfg_scale": 2.0, "negative_prompt": ""},
 )
 
+_FLUX_146M = Case(
+    name="flux-146m",
+    summary="a random FLUX transformer of width 1024",
+    shape=FLUX_146M,
+    trained=False,
+    batch=1,
+    rows=32,
+    columns=32,
+    pixels_per_token=16,
+    text_tokens=128,
+    defaults={"num_inference_steps": 20},
+)
+
 CASES: Mapping[str, Case] = {
     one.name: one
     for one in (
         _SAMPLE,
-        Case(
-            name="flux-146m",
-            summary="a random FLUX transformer of width 1024",
-            shape=FLUX_146M,
-            trained=False,
-            batch=1,
-            rows=32,
-            columns=32,
-            pixels_per_token=16,
-            text_tokens=128,
-            defaults={"num_inference_steps": 20},
+        _FLUX_146M,
+        replace(
+            _FLUX_146M,
+            name="flux-146m-outliers",
+            summary="the same with outliers: one output channel in a hundred, 20 times as large",
+            outliers=0.01,
         ),
         replace(
             _SAMPLE,

@@ -46,7 +46,9 @@ def _linear(name: str, op: str, tokens: int, features: tuple[int, ...], out: int
     )
 
 
-def _attention(name: str, op: str, heads: int, head_dim: int, tokens: int, keys: int | None = None, batch: int = 1) -> OpCase:
+def _attention(
+    name: str, op: str, heads: int, head_dim: int, tokens: int, keys: int | None = None, batch: int = 1, precision: str = ""
+) -> OpCase:
     """keys: those of the ops that have them apart from the tokens; the ops with two parts take a part of 1/9 first."""
     contract = registry.contract(op)
     first = tokens // 9
@@ -61,9 +63,10 @@ def _attention(name: str, op: str, heads: int, head_dim: int, tokens: int, keys:
         "head_dim": head_dim,
         "half": head_dim // 2,
     }
+    op += precision
     said = {"num_heads": heads, "scale": head_dim**-0.5, "causal": 0, "epsilon": 1e-6}
     return OpCase(
-        name,
+        f"{name}, {precision.lower()}" if precision else name,
         op,
         {dim: every[dim] for dim in contract.awkward},
         4.0 * batch * tokens * (keys or tokens) * heads * head_dim,
@@ -83,15 +86,19 @@ _FLUX: tuple[tuple[str, str, int, tuple[int, ...], int], ...] = (
     ("flux single out", "Linear2GatedResidual", 1152, (1024, 4096), 1024),
 )
 
+# And of FLUX.1-dev at 512 px, 24 heads, 1024 image and 128 text tokens; T5-XXL's encoder over 128 tokens; the VAE's one head.
+_ATTENTION: tuple[tuple[str, str, int, int, int], ...] = (
+    ("flux attention", "FusedAttention2NormRotary", 8, 128, 1152),
+    ("flux single attention", "FusedAttentionNormRotary", 8, 128, 1152),
+    ("attention alone", "FusedAttention", 8, 128, 1152),
+    ("flux-dev attention", "FusedAttentionNormRotary", 24, 128, 1152),
+    ("t5 attention", "FusedAttentionBias", 64, 64, 128),
+    ("vae attention", "FusedAttention", 1, 512, 4096),
+)
+
 OP_CASES: tuple[OpCase, ...] = (
     *(_linear(*row, precision) for precision in ("", "Bf16", "Int8") for row in _FLUX),
-    _attention("flux attention", "FusedAttention2NormRotary", 8, 128, 1152),
-    _attention("flux single attention", "FusedAttentionNormRotary", 8, 128, 1152),
-    _attention("attention alone", "FusedAttention", 8, 128, 1152),
-    # FLUX.1-dev at 512 px: 24 heads, 1024 image and 128 text tokens; T5-XXL's encoder over 128 tokens; the VAE's one head.
-    _attention("flux-dev attention", "FusedAttentionNormRotary", 24, 128, 1152),
-    _attention("t5 attention", "FusedAttentionBias", 64, 64, 128),
-    _attention("vae attention", "FusedAttention", 1, 512, 4096),
+    *(_attention(*row, precision=precision) for precision in ("", "Bf16") for row in _ATTENTION),
     # The sample: 192 wide, two rows of 64 image and 16 text tokens.
     _linear("sample mlp in", "LinearGelu", 160, (192,), 768),
     _linear("sample single out", "Linear2GatedResidual", 160, (192, 768), 192),

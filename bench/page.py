@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vitrify.bench.document import Document
 from vitrify.bench.measure import Summary
+from vitrify.bench.pairs import pairs
 from vitrify.bench.peers.registry import OURS
 from vitrify.bench.report import limit_text
 from vitrify.bench.results import CaseResult
@@ -62,6 +63,12 @@ def _case(case: CaseResult) -> Iterable[str]:
     if case.peers:
         yield _plot(f"ms per {case.kind}", {name: peer.time.scaled(1e3) for name, peer in case.peers.items()})
     yield _peers(case)
+    if found := list(pairs(case)):
+        yield "<h3>In the same precision</h3>"
+        yield _table(
+            ("ours", "peer", "ours ÷ this", "interval", "our error", "its error"),
+            [(one.ours, one.peer, *_ratio(one.ratio), f"{one.our_error:.1e}", f"{one.error:.1e}") for one in found],
+        )
     if case.counts:
         yield "<h3>Counts</h3>"
         names = list(case.counts)
@@ -89,7 +96,7 @@ def _peers(case: CaseResult) -> str:
             rows.append((kind, (name, error, why, "", "", "")))
             continue
         over = None if ours is None or name == OURS else ours.over(peer)
-        ratio = ("", "") if over is None else (f"{over.median:.3f}", f"{over.low:.3f} – {over.high:.3f}")
+        ratio = ("", "") if over is None else _ratio(over)
         rows.append(("", (name, error, *_time(peer.time), *ratio)))
         rows += [("part", (part, "", *_time(seconds), "", "")) for part, seconds in peer.parts.items()]
     rows += [("", (name, "", f"absent: {why}", "", "", "")) for name, why in case.absent.items()]
@@ -143,6 +150,10 @@ def _pictures(pictures: Mapping[str, Sequence[bytes]]) -> str:
 
 def _image(said: str, png: bytes) -> str:
     return f'<td><img alt="{escape(said)}" src="data:image/png;base64,{base64.b64encode(png).decode()}"></td>'
+
+
+def _ratio(ratio: Summary) -> tuple[str, str]:
+    return f"{ratio.median:.3f}", f"{ratio.low:.3f} – {ratio.high:.3f}"
 
 
 def _time(seconds: Summary) -> tuple[str, str]:

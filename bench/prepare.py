@@ -14,7 +14,7 @@ from vitrify.bench.cache import built, code_digest, package_versions
 from vitrify.bench.cases import Case, from_json, to_json
 from vitrify.bench.jobs import run_job
 
-__all__ = ["BUILDS", "GivenModel", "Prepared", "prepare"]
+__all__ = ["BUILDS", "Build", "GivenModel", "Prepared", "prepare"]
 
 _CALIBRATION = ("a bowl of soup", "a ship", "old book")
 """Other prompts than those that are drawn."""
@@ -70,12 +70,11 @@ def _prepare_here(one: Case, cache: Path, sample: Path, builds: Iterable[str], g
     source, stamp = _source(one, cache, sample) if given is None else (given.source, _stamp(given.source))
     size = {"rows": one.rows, "columns": one.columns, "text": one.text_tokens, "batch": one.batch}
     key = {"source": stamp, "size": size, "packages": package_versions(_EXPORTERS)}
-    compiler = code_digest("vitrify.engine", "vitrify.export", "vitrify.kernels")
     if given is None:
         artifact = built(
             cache,
             f"artifact-{one.model_name}",
-            {**key, "defaults": dict(one.defaults), "compiler": compiler},
+            {**key, "defaults": dict(one.defaults), "compiler": code_digest(*_COMPILER)},
             lambda folder: _compile(one, source, folder),
         )
         artifact = artifact / "artifact"
@@ -83,12 +82,11 @@ def _prepare_here(one: Case, cache: Path, sample: Path, builds: Iterable[str], g
         artifact = given.artifact
     found: dict[str, Path] = {}
     for kind in builds:
-        for step in (*_NEEDED.get(kind, ()), kind):
+        for step in (*BUILDS[kind].needs, kind):
             if step not in found:
-                build, makers = BUILDS[step]
-                code = compiler if step in _OWN else code_digest(build.__module__)
-                kept = {**key, "makers": package_versions(makers), "code": code}
-                found[step] = built(cache, f"{step}-{one.model_name}", kept, partial(build, one, source, dict(found)))
+                build = BUILDS[step]
+                kept = {**key, "makers": package_versions(build.packages), "code": code_digest(*build.code)}
+                found[step] = built(cache, f"{step}-{one.model_name}", kept, partial(build.make, one, source, dict(found)))
     return Prepared(source, artifact, found)
 
 
@@ -103,8 +101,8 @@ def _source(one: Case, cache: Path, sample: Path) -> tuple[Path, Any]:
     source = built(
         cache,
         f"source-{one.model_name}",
-        source_key(one.shape, downsampling),
-        lambda folder: write_source(folder, one.shape, sample, downsampling=downsampling),
+        source_key(one.shape, downsampling, one.outliers),
+        lambda folder: write_source(folder, one.shape, sample, downsampling=downsampling, outliers=one.outliers),
     )
     return source, source.name
 
@@ -159,18 +157,32 @@ def _openvino_models(one: Case, source: Path, _found: Mapping[str, Path], folder
     export_models(source, draw_picture_inputs(one, seed=0), folder)
 
 
-BUILDS: Mapping[str, tuple[Callable[[Case, Path, Mapping[str, Path], Path], None], tuple[str, ...]]] = {
-    "vitrify-bf16": (partial(_ours, "bf16"), _EXPORTERS),
-    "vitrify-int8": (partial(_ours, "int8"), _EXPORTERS),
-    "plain": (_plain, ("onnx", "onnxscript")),
-    "openvino": (_openvino, ("openvino",)),
-    "openvino-int8": (_openvino_int8, ("nncf", "openvino")),
-    "openvino-models": (_openvino_models, ("openvino",)),
-}
-"""Kind → what builds it from (case, source, builds so far) into a new folder, and the packages that its bytes follow from."""
+@dataclass(frozen=True)
+class Build:
+    """What peers load beside source and artifact.
 
-_OWN = ("vitrify-bf16", "vitrify-int8")
-_NEEDED: Mapping[str, tuple[str, ...]] = {"openvino-int8": ("openvino",)}
+    make: builds it from (case, source, builds so far) into a new folder. packages, code: that its bytes follow from; code are
+    modules and packages of ours. needs: builds that come before it.
+    """
+
+    make: Callable[[Case, Path, Mapping[str, Path], Path], None]
+    packages: tuple[str, ...]
+    code: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+
+
+_COMPILER = ("vitrify.engine", "vitrify.export", "vitrify.kernels")
+_CONVERTER = ("vitrify.bench.inputs", "vitrify.bench.peers.openvino")
+
+BUILDS: Mapping[str, Build] = {
+    "vitrify-bf16": Build(partial(_ours, "bf16"), _EXPORTERS, _COMPILER),
+    "vitrify-int8": Build(partial(_ours, "int8"), _EXPORTERS, _COMPILER),
+    "plain": Build(_plain, ("onnx", "onnxscript"), ("vitrify.bench.peers.plain_ort",)),
+    "openvino": Build(_openvino, ("openvino",), _CONVERTER),
+    "openvino-int8": Build(_openvino_int8, ("nncf", "openvino"), _CONVERTER, ("openvino",)),
+    "openvino-models": Build(_openvino_models, ("openvino",), (*_CONVERTER, "vitrify.bench.peers.diffusers_pictures")),
+}
+"""By kind."""
 
 
 def main() -> None:

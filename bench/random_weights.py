@@ -19,24 +19,32 @@ __all__ = ["write_random_weights"]
 _CHUNK_ELEMENTS = 1 << 22
 _SCORE_NORMS = ("norm_q.weight", "norm_k.weight", "norm_added_q.weight", "norm_added_k.weight")
 _BYTES = 2  # of a bfloat16
+_OUTLIER = np.float32(20)
 
 
 def write_random_weights(
-    folder: Path, stem: str, shapes: Mapping[str, tuple[int, ...]], *, seed: int, shard_bytes: int = 1 << 30
+    folder: Path,
+    stem: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    seed: int,
+    outliers: float = 0.0,
+    shard_bytes: int = 1 << 30,
 ) -> int:
     """Write bfloat16 tensors of `shapes` as `stem`.safetensors, or as shards with an index; returns the tensors' bytes.
 
     Scales keep activations at their size: 1/√fan-in for matrices and kernels, vectors around 1 in norms (2 where queries
-    and keys are normalised) and around 0 as biases. A tensor's values depend on `seed` and its name alone.
+    and keys are normalised) and around 0 as biases. A tensor's values depend on `seed`, its name and `outliers` alone.
+    outliers: share of every matrix's output channels that are 20 times as large, drawn for each matrix.
     """
     shards = _sharded(shapes, shard_bytes)
     folder.mkdir(parents=True, exist_ok=True)
     if len(shards) == 1:
-        _write(folder / f"{stem}.safetensors", shards[0], seed)
+        _write(folder / f"{stem}.safetensors", shards[0], seed, outliers)
         return _total(shapes)
     names = [f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
-        _write(folder / name, shard, seed)
+        _write(folder / name, shard, seed, outliers)
     places = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     index = {"metadata": {"total_size": _total(shapes)}, "weight_map": dict(sorted(places.items()))}
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
@@ -60,7 +68,7 @@ def _sharded(shapes: Mapping[str, tuple[int, ...]], limit: int) -> list[dict[str
     return shards
 
 
-def _write(path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
+def _write(path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int, outliers: float) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -71,19 +79,26 @@ def _write(path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, shape in shapes.items():
-            for chunk in _values(name, shape, seed):
+            for chunk in _values(name, shape, seed, outliers):
                 file.write(chunk.tobytes())
 
 
-def _values(name: str, shape: tuple[int, ...], seed: int) -> Iterator[Array]:
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+def _values(name: str, shape: tuple[int, ...], seed: int, outliers: float) -> Iterator[Array]:
+    key = [seed, zlib.crc32(name.encode())]
+    rng = np.random.default_rng(key)
     mean, spread = _scale(name, shape)
-    left = math.prod(shape)
-    while left:
-        count = min(left, _CHUNK_ELEMENTS)
-        drawn = rng.standard_normal(count, dtype=np.float32)
-        yield (drawn * np.float32(spread) + np.float32(mean)).astype(ml_dtypes.bfloat16)
-        left -= count
+    factors = np.ones(shape[0], np.float32)
+    if len(shape) == 2:
+        factors[np.random.default_rng([*key, 1]).random(shape[0]) < outliers] = _OUTLIER
+    row = math.prod(shape[1:])
+    done, total = 0, math.prod(shape)
+    while done < total:
+        count = min(total - done, _CHUNK_ELEMENTS)
+        drawn = rng.standard_normal(count, dtype=np.float32) * np.float32(spread) + np.float32(mean)
+        if outliers:
+            drawn *= factors[np.arange(done, done + count) // row]
+        yield drawn.astype(ml_dtypes.bfloat16)
+        done += count
 
 
 def _scale(name: str, shape: tuple[int, ...]) -> tuple[float, float]:

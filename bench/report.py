@@ -10,6 +10,7 @@ from vitrify.bench.compare import Verdict
 from vitrify.bench.export_growth import Growth
 from vitrify.bench.measure import Summary
 from vitrify.bench.ops import OpResult
+from vitrify.bench.pairs import Pair, pairs
 from vitrify.bench.peers.registry import OURS
 from vitrify.bench.results import CaseResult, LoopResult
 from vitrify.bench.skips import Skip
@@ -23,6 +24,8 @@ _MIB = 2**20
 def case_tables(result: CaseResult, limits: Mapping[str, float]) -> list[Table]:
     """The peers of one case, what was counted, and the runtime's loop where it was measured."""
     tables = [_peer_table(result, limits)]
+    if found := list(pairs(result)):
+        tables.append(_pair_table(result.name, found))
     if result.counts:
         tables.append(_count_table(result))
     if result.loop is not None:
@@ -57,6 +60,18 @@ def _peer_table(result: CaseResult, limits: Mapping[str, float]) -> Table:
             table.add_row(f"  {part}", "", *_time(seconds), "", "", "", style="dim")
     for name, why in result.absent.items():
         table.add_row(name, "", f"absent: {why}", "", "", "", "")
+    return table
+
+
+def _pair_table(case: str, found: Iterable[Pair]) -> Table:
+    table = Table(title=f"{case}: in the same precision", title_justify="left")
+    for heading in ("ours", "peer"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("ours / this", "interval", "our error", "its error"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one in found:
+        errors = (f"{one.our_error:.1e}", f"{one.error:.1e}")
+        table.add_row(one.ours, one.peer, f"{one.ratio.median:.3f}", _interval(one.ratio, 1, 3), *errors)
     return table
 
 

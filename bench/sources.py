@@ -35,10 +35,11 @@ def check_sample(sample: Path) -> None:
         raise RequestError(f"{sample}: no model_index.json; name the sample pipeline's folder (examples/emoji_flux) by --sample")
 
 
-def write_source(folder: Path, shape: TransformerShape, sample: Path, *, downsampling: int) -> int:
+def write_source(folder: Path, shape: TransformerShape, sample: Path, *, downsampling: int, outliers: float = 0.0) -> int:
     """Write a pipeline folder with random bfloat16 weights around `shape`; returns the bytes of its weights.
 
     sample: the folder whose tokenizers are used. downsampling: pixels per latent position.
+    outliers: share of the transformer's output channels that are outliers, see write_random_weights.
     """
     clip, t5 = (json.loads((sample / name / "config.json").read_text()) for name in ("text_encoder", "text_encoder_2"))
     configs = small_configs(shape, clip=clip, t5=t5, downsampling=downsampling)
@@ -47,7 +48,8 @@ def write_source(folder: Path, shape: TransformerShape, sample: Path, *, downsam
         shutil.copytree(sample / name, folder / name)
     written = 0
     for name, shapes in parameter_shapes(configs).items():
-        written += write_random_weights(folder / name, _STEMS[name], shapes, seed=_SEED)
+        share = outliers if name == "transformer" else 0.0
+        written += write_random_weights(folder / name, _STEMS[name], shapes, seed=_SEED, outliers=share)
     return written
 
 
@@ -56,10 +58,16 @@ def parameter_shapes(configs: FluxConfigs) -> dict[str, dict[str, tuple[int, ...
     return {name: {n: tuple(p.shape) for n, p in _meta_model(name, getattr(configs, name)).named_parameters()} for name in _STEMS}
 
 
-def source_key(shape: TransformerShape, downsampling: int) -> dict[str, Any]:
+def source_key(shape: TransformerShape, downsampling: int, outliers: float = 0.0) -> dict[str, Any]:
     """All that a written folder follows from, for a cache."""
     makers = ("vitrify.bench.flux_configs", "vitrify.bench.random_weights", "vitrify.bench.sources")
-    return {"config": shape.config(), "downsampling": downsampling, "seed": _SEED, "code": code_digest(*makers)}
+    return {
+        "config": shape.config(),
+        "downsampling": downsampling,
+        "outliers": outliers,
+        "seed": _SEED,
+        "code": code_digest(*makers),
+    }
 
 
 def weight_bytes(folder: Path) -> int:

@@ -30,7 +30,7 @@ _VALUES_SHOWN = 3
 _TEXT = frozenset(("what", "value", "field", "component", "class", "encoding", "graphs", "when", "segments", "graph"))
 _TEXT |= frozenset(("inputs", "outputs", "name", "measured", "op", "tokenizer", "pad token", "file", "sha256"))
 _TEXT |= frozenset(("reason", "values"))
-_TEXT |= frozenset(("precision", "layers", "measured on", "weight"))
+_TEXT |= frozenset(("precision", "layers", "measured on", "layer"))
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ def describe(manifest: Manifest, artifact_id: str | None = None) -> list[Section
             "parity with eager PyTorch, float32", ("component", "measured", "error", "tolerance"), tuple(_parity_rows(manifest))
         ),
         Section(
-            "precision of linear layers",
+            "precision of layers",
             ("component", "precision", "layers", "outputs' error", "bound", "measured on"),
             tuple(_precision_rows(manifest)),
         ),
-        Section("layers kept above it", ("component", "weight", "precision", "error below"), tuple(_kept_rows(manifest))),
+        Section("layers kept above it", ("component", "layer", "precision", "error below"), tuple(_kept_rows(manifest))),
         Section("fused", ("graph", "op", "nodes"), tuple(_fused_rows(manifest))),
         Section("left to the runtime", ("graph", "op", "nodes", "reason", "values"), tuple(_left_rows(manifest))),
         Section("ops", ("op", "version"), tuple((name, str(version)) for name, version in sorted(manifest.ops.items()))),
@@ -230,7 +230,9 @@ def _cache_at(manifest: Manifest, cache: Cache, height: int | None, width: int |
 def _precision_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     for component in manifest.components.values():
         if (chosen := component.precision) is not None:
-            counts = Counter(layer.precision for layer in chosen.layers.values())
+            counts = Counter(
+                layer.precision + ("" if _is_linear(name) else " attention") for name, layer in chosen.layers.items()
+            )
             layers = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
             yield component.name, chosen.name, layers, f"{chosen.error:.2g}", f"{chosen.bound:.2g}", chosen.measured_on
 
@@ -238,9 +240,14 @@ def _precision_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
 def _kept_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     for component in manifest.components.values():
         if (chosen := component.precision) is not None:
-            for weight, layer in chosen.layers.items():
-                if layer.precision != chosen.name:
-                    yield component.name, weight, layer.precision, f"{layer.error:.2g}" if layer.error else "-"
+            for name, layer in chosen.layers.items():
+                if layer.precision != (chosen.name if _is_linear(name) else "bf16"):
+                    yield component.name, name, layer.precision, f"{layer.error:.2g}" if layer.error else "-"
+
+
+def _is_linear(layer: str) -> bool:
+    """A linear layer goes by its weight's name, an attention by its module's; the latter knows no int8."""
+    return layer.endswith(".weight")
 
 
 def _overview(manifest: Manifest, artifact_id: str | None) -> Iterator[tuple[str, str]]:

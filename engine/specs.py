@@ -31,7 +31,7 @@ __all__ = [
 Json = Any
 
 PRECISIONS = ("fp32", "bf16", "int8")
-"""fp32: weights as the source stores them, products in float32. bf16, int8: what the ops Linear…Bf16 and Linear…Int8 do."""
+"""fp32: weights as the source stores them, products in float32. bf16, int8: what the ops ending in Bf16 and Int8 do."""
 
 
 def expect(data: Json, kind: type[Any], where: str) -> Any:
@@ -225,7 +225,7 @@ class ParitySpec:
 
 @dataclass(frozen=True)
 class LayerPrecision:
-    """One linear layer. error: its output's relative error in the precision asked for, 0 where none was measured."""
+    """One linear layer or attention. error: its output's relative error in the precision asked for, 0 where none was measured."""
 
     precision: str
     error: float = 0.0
@@ -243,8 +243,8 @@ class LayerPrecision:
 class PrecisionSpec:
     """A component that was exported in another precision than fp32.
 
-    name: the precision asked for. layers: weight → what its layer computes in: where the bound asks for it, the worst ones
-        stay one above, in bf16 for int8, in fp32 for bf16.
+    name: the precision asked for. layers: weight, or module of an attention → what it computes in: where the bound asks for it,
+        the worst ones stay one above, in bf16 for int8, in fp32 for bf16. An attention is in bf16 or fp32.
     error: of the component's outputs against eager PyTorch in float32, ‖a − b‖₂ / ‖b‖₂ rounded up to two digits;
     bound: the error allowed. measured_on: what the inputs were, "calibration prompts" or "random inputs".
     """

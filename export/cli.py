@@ -29,7 +29,7 @@ _PATH = click.Path(path_type=Path)
     "--precision",
     default="fp32",
     show_default=True,
-    help="What linear layers multiply in: fp32, bf16 or int8, or by component: transformer=int8,vae=fp32.",
+    help="What linear layers and attention multiply in: fp32, bf16 or int8, or by component: transformer=int8,vae=fp32.",
 )
 @click.option("--calibration-prompts", type=_PATH, help="What int8 is measured on: a file with a prompt per line.")
 @click.option("--variant", help="Weight files of this variant, e.g. fp16.")

@@ -1,4 +1,5 @@
-"""A component in bfloat16 or int8: its weight files written anew, and its graphs' linear layers turned into the ops for them.
+"""A component in bfloat16 or int8: its weight files written anew, and its graphs' linear layers and attentions turned into the
+ops for them.
 
 Files keep their names, tensors theirs; beside an int8 weight `w` lies `w_scale`, float32, one number per row.
 Tensors that no linear layer of ours reads are copied as they are.
@@ -27,7 +28,16 @@ from vitrify.kernels import registry
 from vitrify.kernels.linear.contract import MOST_IN_INT8
 from vitrify.kernels.op import DOMAIN
 
-__all__ = ["SCALE_SUFFIX", "layers_of", "lower_graphs", "lowered_spec", "lowered_weights", "rewrite_files", "write_lowered"]
+__all__ = [
+    "SCALE_SUFFIX",
+    "attentions_of",
+    "layers_of",
+    "lower_graphs",
+    "lowered_spec",
+    "lowered_weights",
+    "rewrite_files",
+    "write_lowered",
+]
 
 SCALE_SUFFIX = "_scale"
 _COPY_BYTES = 2**24
@@ -55,6 +65,21 @@ def layers_of(models: Mapping[str, ir.Model]) -> dict[str, bool]:
                 else:
                     others.add(value.name)
     return {name: fits for name, fits in sorted(read.items()) if name not in others}
+
+
+def attentions_of(models: Mapping[str, ir.Model]) -> list[str]:
+    """The modules that own the float32 attentions of ours, as their linear layers' weights name them."""
+    return sorted({name for model in models.values() for node in model.graph if (name := _attention_of(node))})
+
+
+def _attention_of(node: ir.Node) -> str | None:
+    """The module that an attention of ours is of: `path`, where the weight `path.layer.weight` makes its queries."""
+    if node.domain != DOMAIN or registry.folder(node.op_type) != "attention":
+        return None
+    query = node.inputs[0].producer() if node.inputs[0] is not None else None
+    at = None if query is None else _weight_at(query)
+    weight = None if query is None or at is None else query.inputs[at]
+    return None if weight is None or weight.name is None else weight.name.rpartition(".")[0].rpartition(".")[0]
 
 
 def _weight_at(node: ir.Node) -> int | None:
@@ -168,16 +193,21 @@ def lower_graphs(
     before: Mapping[str, TensorLocation],
     after: Mapping[str, TensorLocation],
 ) -> None:
-    """Turn the nodes over these weights into the ops of their precision, and point every weight to where it lies now.
+    """Turn the nodes over these weights, and these modules' attentions, into the ops of their precision, and point every weight
+    to where it lies now.
 
-    layers: parameter → precision. before, after: parameter → where it lay when the graphs were tied, and where it lies;
-    `after` has an int8 weight's scales under its name + `_scale`.
+    layers: parameter, or module of an attention → precision.
+    before, after: parameter → where it lay when the graphs were tied, and where it lies; `after` has an int8 weight's scales
+    under its name + `_scale`.
     """
     for model in models.values():
-        for node in list(model.graph):
+        owners = [(node, _attention_of(node)) for node in model.graph]  # Read before the layers that tell them change.
+        for node, owner in owners:
             at = _weight_at(node)
             weight = None if at is None else node.inputs[at]
-            if at is not None and weight is not None and (precision := layers.get(str(weight.name))):
+            if owner is not None and (precision := layers.get(owner)):
+                _replace(model.graph, node, SUFFIXES[precision], list(node.inputs))
+            elif at is not None and weight is not None and (precision := layers.get(str(weight.name))):
                 _lower(model.graph, node, at, precision, after)
         for name, value in list(model.graph.initializers.items()):
             if name in before and isinstance(value.const_value, ir.ExternalTensor):
@@ -198,14 +228,21 @@ def _lower(graph: ir.Graph, node: ir.Node, at: int, precision: str, after: Mappi
             _point(scale, after[name], Path(weight.const_value.base_dir))
             graph.register_initializer(scale)
         inputs.insert(at + 1, scale)
-    made = ir.Node(DOMAIN, node.op_type + SUFFIXES[precision], inputs, list(node.attributes.values()), num_outputs=1)
+    _replace(graph, node, SUFFIXES[precision], inputs)
+
+
+def _replace(graph: ir.Graph, node: ir.Node, suffix: str, inputs: list[ir.Value | None]) -> None:
+    """Put the op of that suffix in the node's place."""
+    made = ir.Node(DOMAIN, node.op_type + suffix, inputs, list(node.attributes.values()), num_outputs=len(node.outputs))
     made.meta.update(node.meta)
-    result, output = node.outputs[0], made.outputs[0]
     graph.insert_after(node, [made])
-    label, output.type, output.shape = result.name, result.type, result.shape
-    ir.convenience.replace_all_uses_with(result, output, replace_graph_outputs=True)
+    labels = [result.name for result in node.outputs]
+    for result, output in zip(node.outputs, made.outputs, strict=True):
+        output.type, output.shape = result.type, result.shape
+        ir.convenience.replace_all_uses_with(result, output, replace_graph_outputs=True)
     graph.remove(node, safe=True)
-    output.name = label
+    for output, label in zip(made.outputs, labels, strict=True):
+        output.name = label
 
 
 def _point(value: ir.Value, place: TensorLocation, folder: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from vitrify.engine.artifact import ArtifactWriter
 from vitrify.engine.errors import CompileError
 from vitrify.engine.specs import ComponentSpec, LayerPrecision, PrecisionSpec
-from vitrify.export.lowering import SCALE_SUFFIX, layers_of, lower_graphs, lowered_spec, rewrite_files
+from vitrify.export.lowering import SCALE_SUFFIX, attentions_of, layers_of, lower_graphs, lowered_spec, rewrite_files
 from vitrify.export.parity import rounded_up
 from vitrify.export.rounding import Runs, layer_errors, output_error
 from vitrify.export.source import TensorLocation, WeightFiles
@@ -28,25 +28,28 @@ _ABOVE = {"bf16": "fp32", "int8": "bf16"}
 def choose_precision(
     component: str, models: Mapping[str, ir.Model], precision: str, runs: Runs, measured_on: str, progress: Callable[[str], None]
 ) -> PrecisionSpec:
-    """Every linear layer's precision, and the component's error with them.
+    """Every linear layer's and attention's precision, and the component's error with them.
 
-    Each layer's error in `precision` is measured on its own inputs. Then all layers are lowered at once, and as long as the
-    component's outputs are off by more than the bound, the worst layers stay one precision above: twice as many each time,
-    then as few as will do. runs: of the component in eager PyTorch; measured_on: what their inputs are.
+    Attention is lowered to bf16 at most. Each layer's error in its precision is measured on its own inputs. Then all layers are
+    lowered at once, and as long as the component's outputs are off by more than the bound, the worst layers stay one precision
+    above: twice as many each time, then as few as will do. runs: of the component in eager PyTorch; measured_on: what their
+    inputs are.
     Raises CompileError where the bound cannot be kept.
     """
     above, bound = _ABOVE[precision], BOUNDS[precision]
     with torch.no_grad():
-        fits = {name: small for name, small in layers_of(models).items() if small or precision != "int8"}
+        fits = dict.fromkeys((n for n, small in layers_of(models).items() if small or precision != "int8"), precision)
         wide = [name for name in layers_of(models) if name not in fits]
+        attentions = attentions_of(models)
         progress(f"error of each layer in {precision}")
-        errors = layer_errors(runs, dict.fromkeys(fits, precision))
+        errors = layer_errors(runs, fits | dict.fromkeys(attentions, "bf16"))
+        fits |= dict.fromkeys((name for name in attentions if name in errors), "bf16")
         worst_first = sorted(fits, key=lambda name: (-errors[name], name))
 
         def tried(kept: int) -> tuple[dict[str, str], float]:
             progress(f"{kept} of {len(fits)} layers in {above}")
-            layers = {name: above if place < kept else precision for place, name in enumerate(worst_first)}
-            layers |= dict.fromkeys(wide, above)
+            layers = {name: _ABOVE[fits[name]] if place < kept else fits[name] for place, name in enumerate(worst_first)}
+            layers |= dict.fromkeys(wide, above) | {name: "fp32" for name in attentions if name not in errors}
             return layers, output_error(runs, layers)
 
         too_few, kept = -1, 0
@@ -85,9 +88,10 @@ def lower_component(
     stored = {(place.file.name, place.offset): name for name, place in files.tensors.items()}
     names = {name: stored[place.file.name, place.offset] for name, place in locations.items()}
     layers = {name: layer.precision for name, layer in chosen.layers.items() if layer.precision != "fp32"}
-    places = rewrite_files(writer, spec.name, files, {names[name]: precision for name, precision in layers.items()})
+    weights = {name: precision for name, precision in layers.items() if name in names}
+    places = rewrite_files(writer, spec.name, files, {names[name]: precision for name, precision in weights.items()})
     after = {name: places[names[name]] for name in locations}
-    for name, precision in layers.items():
+    for name, precision in weights.items():
         if precision == "int8":
             after[name + SCALE_SUFFIX] = places[names[name] + SCALE_SUFFIX]
     lower_graphs(models, layers, locations, after)

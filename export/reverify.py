@@ -66,7 +66,8 @@ def verify_artifact(
             shapes = {name: place.shape for name, place in parameters.items()}
             locations = resolve_parameters(shapes, files, component.aliases or {})
             names = {(place.file, place.offset): name for name, place in files.tensors.items()}
-            lowered = {names[locations[n].file, locations[n].offset]: p for n, p in layers.items() if p != "fp32"}
+            weights = {n: p for n, p in layers.items() if p != "fp32" and n in locations}
+            lowered = {names[locations[n].file, locations[n].offset]: p for n, p in weights.items()}
             _same_weights(artifact, spec, files, lowered)
             parameters = locations
         found[component.name] = verify_component(

@@ -1,4 +1,5 @@
-"""Linear layers in bfloat16 or int8, in eager PyTorch: what the ops Linear…Bf16 and Linear…Int8 compute, put into a module."""
+"""Layers in bfloat16 or int8, in eager PyTorch: what the ops Linear…Bf16, Linear…Int8 and FusedAttention…Bf16 compute, put into a
+module. A linear layer goes by its weight's name, `path.weight`, an attention by its module's, `path`."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from vitrify.engine.session import Array
+from vitrify.export.rounded_attention import attention_replaced
 from vitrify.kernels import registry
 
 __all__ = ["SUFFIXES", "Runs", "int8_rows", "layer_errors", "output_error", "rounded"]
@@ -21,6 +23,7 @@ SUFFIXES = {"bf16": "Bf16", "int8": "Int8"}
 """Precision → the ending of our ops' names."""
 
 _SMALLEST = 1e-30
+_WEIGHT = ".weight"
 
 
 def int8_rows(weight: Array) -> tuple[Array, Array]:
@@ -54,44 +57,58 @@ def _rounded_linear(layer: nn.Linear, x: torch.Tensor, precision: str) -> torch.
 
 @contextlib.contextmanager
 def rounded(module: nn.Module, layers: Mapping[str, str], prefix: str = "") -> Iterator[None]:
-    """Inside, the linear layers of `module` that own these weights (`path.weight`) compute in these precisions.
+    """Inside, these layers of `module` compute in these precisions.
 
-    prefix: what `module` puts before the weights' names.
+    prefix: what `module` puts before their names.
     """
+    linears, attentions = _parted({name: precision for name, precision in layers.items() if precision != "fp32"})
     # First of its hooks: a streamed module drops its weights in a later one.
     hooks = [
-        module.get_submodule(prefix + name.removesuffix(".weight")).register_forward_hook(_hook(precision), prepend=True)
-        for name, precision in layers.items()
-        if precision != "fp32"
+        module.get_submodule(prefix + name.removesuffix(_WEIGHT)).register_forward_hook(_hook(precision), prepend=True)
+        for name, precision in linears.items()
     ]
     try:
-        yield
+        with attention_replaced(module, attentions, lambda _name, _exact, rounded: rounded(), prefix):
+            yield
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def layer_errors(runs: Runs, precisions: Mapping[str, str]) -> dict[str, float]:
-    """Weight → ‖a − b‖₂ / ‖b‖₂ of its layer's output in that precision, on the layer's own exact inputs over all runs."""
+    """Layer → ‖a − b‖₂ / ‖b‖₂ of its output in that precision, on the layer's own exact inputs over all runs.
+
+    An attention that its module does not leave to PyTorch's scaled_dot_product_attention cannot be measured and is left out.
+    """
     sums = {name: [0.0, 0.0] for name in precisions}
+    linears, attentions = _parted(precisions)
+
+    def add(name: str, output: torch.Tensor, exact: torch.Tensor) -> None:
+        for place, tensor in enumerate((output - exact, exact)):
+            sums[name][place] += float(tensor.double().square().sum())
 
     def measure(name: str) -> Any:
         def hook(layer: Any, inputs: Any, output: Any) -> None:
-            delta = _rounded_linear(layer, inputs[0], precisions[name]) - output
-            for place, tensor in enumerate((delta, output)):
-                sums[name][place] += float(tensor.double().square().sum())
+            add(name, _rounded_linear(layer, inputs[0], precisions[name]), output)
 
         return hook
 
+    def exact_attention(name: str, exact: torch.Tensor, rounded: Callable[[], torch.Tensor]) -> torch.Tensor:
+        measured.add(name)
+        add(name, rounded(), exact)
+        return exact
+
+    measured = set(linears)
     hooks = [
-        runs.module.get_submodule(runs.prefix + name.removesuffix(".weight")).register_forward_hook(measure(name), prepend=True)
-        for name in precisions
+        runs.module.get_submodule(runs.prefix + name.removesuffix(_WEIGHT)).register_forward_hook(measure(name), prepend=True)
+        for name in linears
     ]
-    for _ in runs.outputs():
-        pass
+    with attention_replaced(runs.module, attentions, exact_attention, runs.prefix):
+        for _ in runs.outputs():
+            pass
     for hook in hooks:
         hook.remove()
-    return {name: math.sqrt(off / whole) if whole else 0.0 for name, (off, whole) in sums.items()}
+    return {name: math.sqrt(off / whole) if whole else 0.0 for name, (off, whole) in sums.items() if name in measured}
 
 
 def output_error(runs: Runs, layers: Mapping[str, str]) -> float:
@@ -107,3 +124,9 @@ def _hook(precision: str) -> Callable[[Any, Any, Any], torch.Tensor]:
         return _rounded_linear(layer, inputs[0], precision)
 
     return replace
+
+
+def _parted(layers: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The linear layers with their precisions, and the attentions."""
+    linears = {name: precision for name, precision in layers.items() if name.endswith(_WEIGHT)}
+    return linears, [name for name in layers if name not in linears]

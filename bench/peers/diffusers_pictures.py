@@ -112,7 +112,9 @@ class _Transformer(_Model):
 
     def forward(self, *, joint_attention_kwargs: Any = None, return_dict: bool = False, **given: Any) -> tuple[torch.Tensor]:
         del joint_attention_kwargs, return_dict
-        return (self._run(**given),)
+        from vitrify.bench.peers.openvino import with_sinusoids
+
+        return (self._run(**with_sinusoids({name: value for name, value in given.items() if value is not None})),)
 
 
 class _Clip(_Model):
@@ -143,7 +145,7 @@ def export_models(source: Path, inputs: PictureInputs, folder: Path) -> None:
 
     The sizes are those of the calls that diffusers' own pipeline makes while it draws that picture.
     """
-    from vitrify.bench.peers.openvino import convert, named_transformer
+    from vitrify.bench.peers.openvino import convert, named_transformer, with_sinusoids
 
     pipeline = load_pipeline(source, torch.float32)
     peer = DiffusersPictures(
@@ -164,7 +166,7 @@ def export_models(source: Path, inputs: PictureInputs, folder: Path) -> None:
     handle.remove()
     example = {name: value for name, value in seen.items() if isinstance(value, torch.Tensor)}
     named = named_transformer(pipeline.transformer, example.pop("img_ids"), example.pop("txt_ids"))
-    convert(named, example, folder / "transformer.xml")
+    convert(named, with_sinusoids(example), folder / "transformer.xml")
     convert(_Named(pipeline.text_encoder, "pooler_output"), {"input_ids": ids}, folder / "text_encoder.xml")
     convert(_Named(pipeline.text_encoder_2, "last_hidden_state"), {"input_ids": ids_2}, folder / "text_encoder_2.xml")
     convert(_Decoder(pipeline.vae), {"latents": latents}, folder / "vae.xml")

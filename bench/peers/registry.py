@@ -22,6 +22,7 @@ __all__ = [
     "Precision",
     "absence",
     "cached_peer",
+    "in_precision",
     "peer_specs",
 ]
 
@@ -121,10 +122,10 @@ STEP_PEERS: Mapping[str, PeerSpec] = {
         ),
         _step(
             "openvino-int8",
-            "OpenVINO on NNCF's int8 of weights and activations, the rest float32",
+            "OpenVINO on NNCF's int8 of weights and activations, the rest bfloat16",
             _OV,
             "int8",
-            {"build": "openvino-int8", "precision": "f32"},
+            {"build": "openvino-int8", "precision": "bf16"},
             ("openvino-int8",),
             _INT8,
         ),
@@ -196,6 +197,11 @@ PICTURE_PEERS: Mapping[str, PeerSpec] = {
 """Those that draw whole pictures."""
 
 PEERS: Mapping[Kind, Mapping[str, PeerSpec]] = {"step": STEP_PEERS, "picture": PICTURE_PEERS}
+
+
+def in_precision(precision: Precision) -> str:
+    """Ours that computes in `precision`."""
+    return _LOWERED.get(precision, OURS)
 
 
 def cached_peer(cache: str) -> PeerSpec:

@@ -8,6 +8,8 @@
 from onnxscript import opset23 as op
 from onnxscript import script, values
 
+from vitrify.kernels.attention.rounded_body import rounded
+
 __all__ = ["BODIES"]
 
 _VITRIFY = values.Opset("vitrify", 1)
@@ -78,9 +80,9 @@ def FusedAttention2NormRotary(  # noqa: N802
     return out_0, out_1
 
 
+_FAMILY = (FusedAttention, FusedAttentionBias, FusedAttentionNormRotary, FusedAttention2NormRotary)
+
 BODIES = {
-    "FusedAttention": FusedAttention,
-    "FusedAttentionBias": FusedAttentionBias,
-    "FusedAttentionNormRotary": FusedAttentionNormRotary,
-    "FusedAttention2NormRotary": FusedAttention2NormRotary,
+    **{f.name: f for f in _FAMILY},
+    **{f"{f.name}Bf16": rounded(f"{f.name}Bf16", f) for f in _FAMILY},
 }

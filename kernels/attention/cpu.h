@@ -12,13 +12,26 @@ extern const Operator kFusedAttention;
 extern const Operator kFusedAttentionBias;
 extern const Operator kFusedAttentionNormRotary;
 extern const Operator kFusedAttention2NormRotary;
+extern const Operator kFusedAttentionBf16;
+extern const Operator kFusedAttentionBiasBf16;
+extern const Operator kFusedAttentionNormRotaryBf16;
+extern const Operator kFusedAttention2NormRotaryBf16;
 
 constexpr size_t kAttentionMaxHeadDim = 512;
 
-// Rows of q that one task computes, keys that one task packs, and keys whose scores are there at a time.
-constexpr size_t kAttentionRows = 96;
+// What queries, keys, values and weights are rounded to before they are multiplied; sums are float32.
+enum class AttentionPrecision { float32, bfloat16 };
+
+// Keys that one task packs.
 constexpr size_t kAttentionSlice = 128;
-constexpr size_t kAttentionBlock = 192;
+
+// How a level cuts its work, and what memory it needs, in floats.
+struct AttentionShape {
+  size_t rows;         // Of a task.
+  size_t packed_keys;  // Of a head; a multiple of a cache line, as packed_values.
+  size_t packed_values;
+  size_t scratch;  // Of a task that packs or computes.
+};
 
 // One part of the tokens, seen from one head: each pointer at its first token's first element.
 struct AttentionPart {
@@ -46,31 +59,19 @@ struct AttentionHead {
   float scale = 0;
   float epsilon = 0;
   bool causal = false;
-  float* packed_keys = nullptr;    // attention_packed_keys(…) elements
-  float* packed_values = nullptr;  // attention_packed_values(…) elements
+  float* packed_keys = nullptr;  // As the shape says, at addresses that a cache line divides.
+  float* packed_values = nullptr;
 };
 
-constexpr size_t attention_rounded(size_t size, size_t to) {
-  return (size + to - 1) / to * to;
-}
-// Keys lie as [keys][head_dim], the last one repeated until the tiles are full; values in panels of columns.
-constexpr size_t attention_packed_keys(size_t keys, size_t head_dim) {
-  return attention_rounded((keys + 11) * head_dim, 16);
-}
-constexpr size_t attention_packed_values(size_t keys, size_t head_dim) {
-  return keys * attention_rounded(head_dim, 32);
-}
-// Elements of scratch that attention_pack and attention_rows need, each call of its own.
-constexpr size_t attention_scratch(size_t head_dim) {
-  return kAttentionRows * (head_dim + attention_rounded(head_dim, 32) + kAttentionBlock) + 32 * head_dim;
-}
+using AttentionShapeOf = AttentionShape(AttentionPrecision precision, size_t keys, size_t head_dim);
+// Writes the keys and values first … last - 1 into packed_keys and packed_values, in an order of the level's own; first
+// is a multiple of kAttentionSlice, last another or the end.
+using AttentionPack = void(AttentionPrecision precision, const AttentionHead& head, size_t first, size_t last,
+                           float* scratch);
+// Computes a task's rows of out from `first` on, or those up to the end.
+using AttentionRowsOf = void(AttentionPrecision precision, const AttentionHead& head, size_t first, float* scratch);
 
-// Writes the keys and values first … last - 1 into packed_keys and packed_values; first is a multiple of
-// kAttentionSlice, last another or the end.
-using AttentionPack = void(const AttentionHead& head, size_t first, size_t last, float* scratch);
-// Computes kAttentionRows rows of out from `first` on, or those up to the end.
-using AttentionRowsOf = void(const AttentionHead& head, size_t first, float* scratch);
-
+VITRIFY_PER_LEVEL(attention_shape, AttentionShapeOf);
 VITRIFY_PER_LEVEL(attention_pack, AttentionPack);
 VITRIFY_PER_LEVEL(attention_rows, AttentionRowsOf);
 

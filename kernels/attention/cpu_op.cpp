@@ -17,9 +17,9 @@ size_t parts_of(size_t size, size_t each) {
 }
 
 // A thread's scratch, kept as long as the thread.
-float* scratch(size_t head_dim) {
+float* scratch(size_t count) {
   thread_local Scratch memory;
-  return memory.at_least(attention_scratch(head_dim));
+  return memory.at_least(count);
 }
 
 // The heads' packed keys and values, of the thread that runs the operator.
@@ -30,15 +30,15 @@ float* packed(size_t count) {
 
 // Computes `count` heads. head(i) is the i-th; its packed_keys and packed_values are set here.
 template <typename HeadAt>
-void compute(size_t count, const HeadAt& head_at, const Parallel& parallel) {
+void compute(AttentionPrecision precision, size_t count, const HeadAt& head_at, const Parallel& parallel) {
   const AttentionHead any = head_at(0);
-  const size_t keys_size = attention_packed_keys(any.keys, any.head_dim);
-  const size_t size = keys_size + attention_packed_values(any.keys, any.head_dim);
-  const size_t at_once = std::max<size_t>(1, std::min(count, kPackedAtOnce / size));
-  const size_t slices = parts_of(any.keys, kAttentionSlice);
-  const size_t chunks = parts_of(any.tokens, kAttentionRows);
+  const AttentionShape shape = attention_shape_by_level.active()(precision, any.keys, any.head_dim);
   AttentionPack* const pack = attention_pack_by_level.active();
   AttentionRowsOf* const rows = attention_rows_by_level.active();
+  const size_t size = shape.packed_keys + shape.packed_values;
+  const size_t at_once = std::max<size_t>(1, std::min(count, kPackedAtOnce / size));
+  const size_t slices = parts_of(any.keys, kAttentionSlice);
+  const size_t chunks = parts_of(any.tokens, shape.rows);
   float* const memory = packed(at_once * size);
 
   for (size_t first = 0; first < count; first += at_once) {
@@ -46,15 +46,15 @@ void compute(size_t count, const HeadAt& head_at, const Parallel& parallel) {
     const auto head = [&](size_t index) {
       AttentionHead one = head_at(first + index);
       one.packed_keys = memory + index * size;
-      one.packed_values = one.packed_keys + keys_size;
+      one.packed_values = one.packed_keys + shape.packed_keys;
       return one;
     };
     parallel.for_each(heads * slices, [&](size_t task) {
       const size_t start = task % slices * kAttentionSlice;
-      pack(head(task / slices), start, std::min(start + kAttentionSlice, any.keys), scratch(any.head_dim));
+      pack(precision, head(task / slices), start, std::min(start + kAttentionSlice, any.keys), scratch(shape.scratch));
     });
     parallel.for_each(heads * chunks, [&](size_t task) {
-      rows(head(task / chunks), task % chunks * kAttentionRows, scratch(any.head_dim));
+      rows(precision, head(task / chunks), task % chunks * shape.rows, scratch(shape.scratch));
     });
   }
 }
@@ -65,7 +65,7 @@ void compute(size_t count, const HeadAt& head_at, const Parallel& parallel) {
                 std::to_string(expected) + ", " + why);
 }
 
-template <int parts, bool norm, bool bias>
+template <AttentionPrecision precision, int parts, bool norm, bool bias>
 class Attention final : public Kernel {
  public:
   explicit Attention(const Node& node) : heads_(node.integer("num_heads")), scale_(node.real("scale")) {
@@ -109,7 +109,7 @@ class Attention final : public Kernel {
 
     const bool small = 2 * batch * first.tokens * first.keys * first.width < kSmall;
     compute(
-        batch * heads,
+        precision, batch * heads,
         [&](size_t index) {
           const size_t row = index / heads;
           const size_t column = index % heads * first.head_dim;
@@ -222,32 +222,37 @@ constexpr AttributeContract kAttributes[] = {kNumHeads, kScale};
 constexpr AttributeContract kCausalAttributes[] = {kNumHeads, kScale, kCausal};
 constexpr AttributeContract kNormAttributes[] = {kNumHeads, kScale, kEpsilon};
 
+template <AttentionPrecision precision, int parts, bool norm, bool bias>
+constexpr Operator operator_of(const char* name) {
+  const AttributeContract* const attributes = norm ? kNormAttributes : bias ? kAttributes : kCausalAttributes;
+  const TensorContract* const inputs = parts == 2 ? kTwoPartInputs : norm ? kNormRotaryInputs : kInputs;
+  return {name,
+          1,
+          attributes,
+          bias ? 2 : 3,
+          inputs,
+          parts == 2 ? 12
+          : norm     ? 7
+          : bias     ? 4
+                     : 3,
+          parts == 2 ? kTwoPartOutputs : kOutputs,
+          parts,
+          &create_kernel<Attention<precision, parts, norm, bias>>};
+}
+
+constexpr AttentionPrecision kFloat32 = AttentionPrecision::float32;
+constexpr AttentionPrecision kBf16 = AttentionPrecision::bfloat16;
+
 }  // namespace
 
-const Operator kFusedAttention = {
-    "FusedAttention", 1, kCausalAttributes, 3, kInputs, 3, kOutputs, 1, &create_kernel<Attention<1, false, false>>};
+const Operator kFusedAttention = operator_of<kFloat32, 1, false, false>("FusedAttention");
+const Operator kFusedAttentionBias = operator_of<kFloat32, 1, false, true>("FusedAttentionBias");
+const Operator kFusedAttentionNormRotary = operator_of<kFloat32, 1, true, false>("FusedAttentionNormRotary");
+const Operator kFusedAttention2NormRotary = operator_of<kFloat32, 2, true, false>("FusedAttention2NormRotary");
 
-const Operator kFusedAttentionBias = {
-    "FusedAttentionBias", 1, kAttributes, 2, kInputs, 4, kOutputs, 1, &create_kernel<Attention<1, false, true>>};
-
-const Operator kFusedAttentionNormRotary = {"FusedAttentionNormRotary",
-                                            1,
-                                            kNormAttributes,
-                                            3,
-                                            kNormRotaryInputs,
-                                            7,
-                                            kOutputs,
-                                            1,
-                                            &create_kernel<Attention<1, true, false>>};
-
-const Operator kFusedAttention2NormRotary = {"FusedAttention2NormRotary",
-                                             1,
-                                             kNormAttributes,
-                                             3,
-                                             kTwoPartInputs,
-                                             12,
-                                             kTwoPartOutputs,
-                                             2,
-                                             &create_kernel<Attention<2, true, false>>};
+const Operator kFusedAttentionBf16 = operator_of<kBf16, 1, false, false>("FusedAttentionBf16");
+const Operator kFusedAttentionBiasBf16 = operator_of<kBf16, 1, false, true>("FusedAttentionBiasBf16");
+const Operator kFusedAttentionNormRotaryBf16 = operator_of<kBf16, 1, true, false>("FusedAttentionNormRotaryBf16");
+const Operator kFusedAttention2NormRotaryBf16 = operator_of<kBf16, 2, true, false>("FusedAttention2NormRotaryBf16");
 
 }  // namespace vitrify

@@ -18,6 +18,7 @@ from vitrify.bench.export_growth import Growth
 from vitrify.bench.machine import Machine, this_machine
 from vitrify.bench.measure import Summary
 from vitrify.bench.page import page, write_page
+from vitrify.bench.pairs import pairs
 from vitrify.bench.pictures import to_png
 from vitrify.bench.report import case_tables, growth_table, startup_table
 from vitrify.bench.results import CaseResult, Check, LoopResult, PeerResult, RunResult
@@ -125,6 +126,28 @@ def test_the_processor_is_read_from_its_description(tmp_path: Path) -> None:
     assert machine.cpu == "Some CPU @ 2 GHz"
     assert machine.cpu_flags == ("avx2", "avx512_bf16")
     assert this_machine(tmp_path / "absent").cpu
+
+
+def test_precisions_are_compared_with_their_like() -> None:
+    check = Check(1e-2, 1e-1, 1e-1)
+    case = replace(
+        CASE,
+        checks={**CASE.checks, "vitrify-bf16": replace(check, relative=4e-3), "openvino-bf16": check, "openvino-int8": check},
+        peers={
+            **CASE.peers,
+            "vitrify-bf16": PeerResult((0.001, 0.002, 0.003)),
+            "openvino-bf16": PeerResult((0.002, 0.004, 0.006)),
+            "openvino-int8": PeerResult((0.002, 0.004, 0.006)),
+        },
+    )
+    (pair,) = pairs(case)  # no int8 of ours, so none for theirs; float32 stands in the other table
+    assert (pair.ours, pair.peer, pair.ratio.median) == ("vitrify-bf16", "openvino-bf16", 0.5)
+    assert (pair.our_error, pair.error) == (4e-3, 1e-2)
+    text = printed(*case_tables(case, {}))
+    (line,) = (line for line in text.splitlines() if line.startswith("│ vitrify-bf16 │ openvino-bf16"))
+    assert [cell.strip() for cell in line.split("│")[3:7]] == ["0.500", "0.500 – 0.500", "4.0e-03", "1.0e-02"]
+    assert "In the same precision" in page(replace(DOCUMENT, run=replace(RUN, cases=(case,))))
+    assert "same precision" not in printed(*case_tables(CASE, {}))
 
 
 def test_the_table_shows_numbers_only_for_the_right() -> None:

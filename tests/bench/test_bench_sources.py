@@ -69,6 +69,19 @@ def test_values_depend_on_seed_and_name_alone(tmp_path: Path) -> None:
     assert one.read_bytes() != other.read_bytes()
 
 
+def test_outliers_are_whole_output_channels_of_matrices(tmp_path: Path) -> None:
+    shapes = {"a.weight": (3000, 40), "a.bias": (3000,), "norm.weight": (300,)}
+    write_random_weights(tmp_path / "plain", "model", shapes, seed=1)
+    write_random_weights(tmp_path / "large", "model", shapes, seed=1, outliers=0.01)
+    plain, large = (read(tmp_path / name / "model.safetensors") for name in ("plain", "large"))
+    factors = large["a.weight"] / plain["a.weight"]
+    channels = np.abs(factors - 20).max(axis=1) < 0.2  # both are rounded to bfloat16
+    assert 10 < channels.sum() < 60
+    assert (factors[~channels] == 1).all()
+    for name in ("a.bias", "norm.weight"):
+        assert (large[name] == plain[name]).all()
+
+
 def test_shards_hold_the_same_values(tmp_path: Path) -> None:
     total = write_random_weights(tmp_path / "whole", "model", SHAPES, seed=1)
     assert write_random_weights(tmp_path / "shards", "model", SHAPES, seed=1, shard_bytes=20_000) == total
