@@ -1,4 +1,4 @@
-"""`vitrify bench`: run (peers in turns), compare, report; export, startup, ops, skips (ours alone); caches (a study)."""
+"""`vitrify bench`: run (peers in turns), compare, report; export, startup, ops, gpu, skips (ours alone); caches (a study)."""
 
 from __future__ import annotations
 
@@ -258,6 +258,20 @@ def ops(cases: tuple[str, ...], rounds: int, level: str | None, threads: int | N
     _print([ops_table(found)])
     if json_file is not None:
         write_json(json_file, document("ops", this_machine(), [one.to_json() for one in found]))
+
+
+@bench.command()
+@click.option("--rounds", type=click.IntRange(2), default=8, show_default=True, help="Each visits every peer twice.")
+@click.option("--kernels", "folder", type=_FOLDER, help="A folder of `vitrify kernels build`; default: this installation's.")
+@_json
+def gpu(rounds: int, folder: Path | None, json_file: Path | None) -> None:
+    """Check the compiled GPU kernels against float64, and time them against PyTorch's. Needs a GPU."""
+    from vitrify.bench.gpu import measure_gpu, table, write
+
+    report = measure_gpu(folder, rounds=rounds)
+    click.echo(table(report))
+    if json_file is not None:
+        write(report, json_file)
 
 
 @bench.command()

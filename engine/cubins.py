@@ -33,7 +33,7 @@ __all__ = [
     "read_manifest",
 ]
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 _MANIFEST_LIMIT = 64 << 20
 
@@ -43,13 +43,15 @@ Json = Any
 @dataclass(frozen=True)
 class Argument:
     """A kernel's parameter. type: "pointer" or "int32". dtype: what a pointer points to, "activation" for the variant's dtype;
-    "" for an int32. written: the kernel writes through it. divisible_by: of the address in bytes, or of the number."""
+    "" for an int32. written: the kernel writes through it. divisible_by: of the address in bytes, or of the number. least: the
+    smallest number in a launch that is not empty."""
 
     name: str
     type: str
     dtype: str
     written: bool
     divisible_by: int
+    least: int
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def _kernel(data: Json, where: str) -> GpuKernel:
 
 
 def _argument(data: Json, where: str) -> Argument:
-    fields = expect_map(data, where, ("name", "type", "dtype", "written", "divisible_by"))
+    fields = expect_map(data, where, ("name", "type", "dtype", "written", "divisible_by", "least"))
     if fields["type"] not in ("pointer", "int32"):
         raise SpecError(f"{where}: argument type {fields['type']!r}, expected pointer or int32")
     return Argument(
@@ -220,6 +222,7 @@ def _argument(data: Json, where: str) -> Argument:
         dtype=expect(fields["dtype"], str, where),
         written=expect(fields["written"], bool, where),
         divisible_by=expect(fields["divisible_by"], int, where),
+        least=expect(fields["least"], int, where),
     )
 
 

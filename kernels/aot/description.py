@@ -53,10 +53,14 @@ class Pointer:
 
 @dataclass(frozen=True)
 class Integer:
-    """An int32 parameter; it is a multiple of `divisible_by`, which is 1 or 16: the compiler makes wide loads of that."""
+    """An int32 parameter; it is a multiple of `divisible_by`, which is 1 or 16: the compiler makes wide loads of that.
+
+    least: the smallest value that a launch of one block or more may have.
+    """
 
     name: str
     divisible_by: int = 1
+    least: int = 0
 
 
 @dataclass(frozen=True)

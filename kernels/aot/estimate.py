@@ -38,6 +38,7 @@ SIZES: Mapping[str, Mapping[str, int | str]] = {
     "linear_gelu": _LINEAR,
     "linear_no_bias": _LINEAR,
     "qk_norm_rope": {**_HEADS, "tokens": 4096},
+    "query_norm_rope": {**_HEADS, "tokens": 4096},
     "residual_diff": {"batch": 1, "row": 4096 * 3072},
     "residual_diff_total": {"batch": 1, "pieces": 4096 * 3072 // 8192},
     "taylor_predict_1": {"elements": 4096 * 3072},

@@ -57,8 +57,8 @@ def _kernel(kernel: Kernel, variants: Mapping[str, VariantSpec]) -> GpuKernel:
 
 def _argument(parameter: Pointer | Integer) -> Argument:
     if isinstance(parameter, Integer):
-        return Argument(parameter.name, "int32", "", False, parameter.divisible_by)
-    return Argument(parameter.name, "pointer", _dtype(parameter.dtype), parameter.written, 16)
+        return Argument(parameter.name, "int32", "", False, parameter.divisible_by, parameter.least)
+    return Argument(parameter.name, "pointer", _dtype(parameter.dtype), parameter.written, 16, 0)
 
 
 def _dtype(dtype: DType | str) -> str:

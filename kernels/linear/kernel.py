@@ -42,28 +42,62 @@ def linear(
     """
     row = tl.program_id(1).to(tl.int64)
     tile_m, tile_n = _tile(tl.program_id(0), tl.cdiv(tokens, BLOCK_M), tl.cdiv(out, BLOCK_N), GROUP_M)
-    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    # Rows beyond the last read the last: what they give is not stored, and loads need no mask.
-    from_m = tl.minimum(m, tokens - 1).to(tl.int64)
-    from_n = tl.minimum(n, out - 1).to(tl.int64)
+    # Rows beyond the last read the last: what they give is not stored, and loads need no mask. They are counted from the
+    # tile's first, whose address is one for the block: offsets of elements then fit 32 bits, half the registers of pointers.
+    x_m = tl.minimum(tl.arange(0, BLOCK_M), tokens - 1 - tile_m * BLOCK_M)
+    w_n = tl.minimum(tl.arange(0, BLOCK_N), out - 1 - tile_n * BLOCK_N)
+    first_m = row * tokens + tile_m * BLOCK_M
+    first_n = (tile_n * BLOCK_N).to(tl.int64)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if x_1 is None:
-        weight_rows = weight + from_n * in_0
-        acc = _product(acc, x_0 + (row * tokens + from_m) * in_0, weight_rows, in_0, BLOCK_K)
+        acc = _product(acc, x_0 + first_m * in_0, weight + first_n * in_0, x_m * in_0, w_n * in_0, in_0, BLOCK_K)
     else:
-        weight_rows = weight + from_n * (in_0 + in_1)
-        acc = _product(acc, x_0 + (row * tokens + from_m) * in_0, weight_rows, in_0, BLOCK_K)
-        acc = _product(acc, x_1 + (row * tokens + from_m) * in_1, weight_rows + in_0, in_1, BLOCK_K)
+        weight += first_n * (in_0 + in_1)
+        weight_rows = w_n * (in_0 + in_1)
+        acc = _product(acc, x_0 + first_m * in_0, weight, x_m * in_0, weight_rows, in_0, BLOCK_K)
+        acc = _product(acc, x_1 + first_m * in_1, weight + in_0, x_m * in_1, weight_rows, in_1, BLOCK_K)
+    table = modulation
+    if residual is not None:
+        table = modulation + row * columns + gate_at
+        residual += first_m * out
+    y += first_m * out
+    left = tokens - tile_m * BLOCK_M
+    from_n = tile_n * BLOCK_N
+    if BLOCK_N >= 128:
+        # In quarters: residual, sums and addresses of the whole tile at once would not fit the registers.
+        one, other = _halves(acc)
+        first, second = _halves(one)
+        third, fourth = _halves(other)
+        _finish(first, bias, table, residual, from_n, left, out, y, GELU)
+        _finish(second, bias, table, residual, from_n + BLOCK_N // 4, left, out, y, GELU)
+        _finish(third, bias, table, residual, from_n + BLOCK_N // 2, left, out, y, GELU)
+        _finish(fourth, bias, table, residual, from_n + BLOCK_N // 4 * 3, left, out, y, GELU)
+    else:
+        _finish(acc, bias, table, residual, from_n, left, out, y, GELU)
+
+
+@triton.jit
+def _halves(acc):
+    """The left and the right half of the columns."""
+    return tl.split(tl.permute(tl.reshape(acc, (acc.shape[0], 2, acc.shape[1] // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _finish(acc, bias, gate, residual, from_n, left, out, y, GELU: tl.constexpr):
+    """The epilogue of acc: [rows, columns from from_n], and its store. residual, y: the tile's first row; `left` rows are to
+    be stored. gate: this batch row's gate, or anything where there is no residual."""
+    m = tl.arange(0, acc.shape[0])
+    n = from_n + tl.arange(0, acc.shape[1])
+    there = n < out
     if bias is not None:
-        acc += tl.load(bias + n, n < out, other=0.0)[None, :]
+        acc += tl.load(bias + n, there, other=0.0)[None, :]
     if GELU:
         acc = _gelu(acc)
-    at = (row * tokens + m[:, None]) * out + n[None, :]
-    inside = (m[:, None] < tokens) & (n[None, :] < out)
+    at = m[:, None] * out + n[None, :]
+    inside = (m[:, None] < left) & there[None, :]
     if residual is not None:
-        gate = tl.load(modulation + row * columns + gate_at + n, n < out, other=0.0)
-        acc = tl.load(residual + at, inside, other=0.0).to(tl.float32) + gate[None, :] * acc
+        gates = tl.load(gate + n, there, other=0.0)
+        acc = tl.load(residual + at, inside, other=0.0).to(tl.float32) + gates[None, :] * acc
     tl.store(y + at, acc.to(y.dtype.element_ty), inside)
 
 
@@ -78,18 +112,21 @@ def _tile(block, tiles_m, tiles_n, GROUP_M: tl.constexpr):
 
 
 @triton.jit
-def _product(acc, x, weight, size, BLOCK_K: tl.constexpr):
-    """acc + x · weightᵀ over `size` features. x: [BLOCK_M], weight: [BLOCK_N] pointers to rows."""
+def _product(acc, x, weight, x_rows, weight_rows, size, BLOCK_K: tl.constexpr):
+    """acc + x · weightᵀ over `size` features. x, weight: the tile's first rows; x_rows: [BLOCK_M], weight_rows: [BLOCK_N]
+    int32, where each row begins from there."""
     k = tl.arange(0, BLOCK_K)
+    x_at = x_rows[:, None] + k[None, :]
+    weight_at = weight_rows[:, None] + k[None, :]
     full = size // BLOCK_K * BLOCK_K
     for start in tl.range(0, full, BLOCK_K):
-        part = tl.load(x[:, None] + (start + k)[None, :])
-        other = tl.load(weight[:, None] + (start + k)[None, :])
+        part = tl.load(x + start + x_at)
+        other = tl.load(weight + start + weight_at)
         acc = tl.dot(part, tl.trans(other), acc, input_precision="tf32x3")
     if full < size:
         inside = (full + k)[None, :] < size
-        part = tl.load(x[:, None] + (full + k)[None, :], inside, other=0.0)
-        other = tl.load(weight[:, None] + (full + k)[None, :], inside, other=0.0)
+        part = tl.load(x + full + x_at, inside, other=0.0)
+        other = tl.load(weight + full + weight_at, inside, other=0.0)
         acc = tl.dot(part, tl.trans(other), acc, input_precision="tf32x3")
     return acc
 

@@ -147,7 +147,7 @@ void GpuKernels::run(const GpuCall& call, cuda::Stream* stream) {
     prepared.push_back(prepare(call, launch));
   const cuda::Driver& driver = cuda::driver();
   for (Prepared& one : prepared) {
-    if (one.grid[0] == 0 || one.grid[1] == 0 || one.grid[2] == 0) continue;  // An empty tensor.
+    if (one.empty()) continue;
     size_t size = one.parameters.size();
     void* extra[] = {cuda::kParameterBuffer, one.parameters.data(), cuda::kParameterBytes, &size, cuda::kParametersEnd};
     const GpuImage& image = *one.loaded.image;
@@ -206,6 +206,11 @@ GpuKernels::Prepared GpuKernels::prepare(const GpuCall& call, const GpuLaunch& l
       throw NoKernel(where + ": a grid of " + std::to_string(blocks) + " blocks along axis " + std::to_string(axis));
     }
     made.grid[axis] = static_cast<unsigned>(blocks);
+  }
+  for (const GpuArgument& argument : kernel.arguments) {
+    if (argument.pointer || made.empty() || known[argument.name] >= argument.least) continue;
+    throw NoKernel(where + ": " + argument.name + " is " + std::to_string(known[argument.name]) +
+                   ", its kernel takes " + std::to_string(argument.least) + " or more");
   }
   return made;
 }

@@ -67,6 +67,9 @@ class GpuKernels {
     Loaded loaded;
     std::vector<unsigned char> parameters;
     unsigned grid[3];
+
+    // Of an empty tensor.
+    bool empty() const { return grid[0] == 0 || grid[1] == 0 || grid[2] == 0; }
   };
 
   const GpuProgram& program(const GpuCall& call) const;

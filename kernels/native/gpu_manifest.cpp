@@ -8,7 +8,7 @@
 namespace vitrify {
 namespace {
 
-constexpr int64_t kFormat = 1;
+constexpr int64_t kFormat = 2;
 
 std::vector<std::string> strings(const Json& list, const std::string& where) {
   std::vector<std::string> found;
@@ -88,7 +88,8 @@ GpuKernel read_kernel(const std::string& name, const Json& fields, const std::st
     }
     kernel.arguments.push_back({row.at("name", where).string(where + ", name"), type == "pointer",
                                 row.at("dtype", where).string(where + ", dtype"),
-                                counted<int64_t>(row, "divisible_by", where, 1, 1 << 20)});
+                                counted<int64_t>(row, "divisible_by", where, 1, 1 << 20),
+                                counted<int64_t>(row, "least", where, 0, 1 << 20)});
   }
   kernel.hidden = strings(fields.at("hidden", where), where + ", hidden").size();
   kernel.sizes = strings(fields.at("sizes", where), where + ", sizes");

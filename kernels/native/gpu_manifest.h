@@ -24,6 +24,7 @@ struct GpuArgument {
   bool pointer;
   std::string dtype;  // Of what a pointer points to; "activation" follows the variant.
   int64_t divisible_by;
+  int64_t least;  // Of a number, in a launch that is not empty.
 };
 
 struct GpuParameter {

@@ -32,10 +32,11 @@ def norm_rope(x, norm, cos, sin, position, inside, HEAD_DIM: tl.constexpr, EPSIL
 @triton.jit
 def qk_norm_rope(
     x, norm, cos, sin, tokens, width, all_tokens, before, y,
-    HEAD_DIM: tl.constexpr, EPSILON: tl.constexpr, BLOCK_T: tl.constexpr,
+    HEAD_DIM: tl.constexpr, EPSILON: tl.constexpr, SCALE: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """x: [batch, tokens, width] → rows before .. before + tokens of y: [batch, all_tokens, width], and of cos and sin.
 
+    SCALE: None, or the attention's: y is then times SCALE · log2(e), as its kernel takes queries.
     Grid: (tiles of tokens, heads, batch).
     """
     BLOCK_D: tl.constexpr = triton.next_power_of_2(HEAD_DIM)
@@ -46,4 +47,6 @@ def qk_norm_rope(
     inside = (t[:, None] < tokens) & (d[None, :] < HEAD_DIM)
     part = tl.load(x + row * tokens * width + at, inside, other=0.0).to(tl.float32)
     part = norm_rope(part, norm, cos, sin, before + t, t < tokens, HEAD_DIM, EPSILON)
+    if SCALE is not None:
+        part *= SCALE * 1.4426950408889634
     tl.store(y + (row * all_tokens + before) * width + at, part.to(y.dtype.element_ty), inside)

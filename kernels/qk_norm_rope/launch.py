@@ -1,11 +1,13 @@
-"""How QkNormRope runs on a GPU: one launch; FusedAttention runs the same kernel over its keys."""
+"""How QkNormRope runs on a GPU: one launch; FusedAttention runs the same kernel over its queries and keys."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from vitrify.engine.dtypes import DType
 from vitrify.kernels.aot.description import ACTIVATION, Integer, Kernel, Launch, Pointer, Program, as_float32
 
-__all__ = ["EPSILON", "HEAD_DIMS", "NORM_ROPE", "PROGRAMS"]
+__all__ = ["EPSILON", "HEAD_DIMS", "NORM_ROPE", "PROGRAMS", "QUERY_NORM_ROPE"]
 
 HEAD_DIMS = (32, 128)
 """Of the transformers in the tree: the sample's and FLUX.1's."""
@@ -33,6 +35,13 @@ NORM_ROPE = Kernel(
     flops="10 * batch * tokens * width",
     moved_bytes="2 * itemsize * batch * tokens * width + 4 * tokens * width / heads",
 )
+
+QUERY_NORM_ROPE = replace(
+    NORM_ROPE,
+    name="query_norm_rope",
+    variants=tuple({**constants, "SCALE": as_float32(int(constants["HEAD_DIM"]) ** -0.5)} for constants in NORM_ROPE.variants),
+)
+"""The same for an attention's queries, which it scales as well."""
 
 PROGRAMS = (
     Program(

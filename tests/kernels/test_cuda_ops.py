@@ -112,7 +112,7 @@ def test_the_dtype_of_the_activations_picks_the_kernels(installation: Installati
 def test_scratch_is_freed_when_a_launch_fails(installation: Installation, tmp_path: Path) -> None:
     said, asked = installation.run([node("FusedAttentionNormRotary", DType.FLOAT16)], tmp_path, FAKE_CUDA_FAIL="cuLaunchKernel")
     assert said["answers"] == ["FusedAttentionNormRotary (node): cuLaunchKernel failed: CUDA_ERROR_ILLEGAL_ADDRESS (700)"]
-    assert [row["call"] for row in asked if row["call"] in ("allocate", "free")] == ["allocate", "free"]
+    assert [row["call"] for row in asked if row["call"] in ("allocate", "free")] == ["allocate", "allocate", "free", "free"]
 
 
 @pytest.mark.parametrize(

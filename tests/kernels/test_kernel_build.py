@@ -131,7 +131,7 @@ def _image(data: dict[str, object]) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data.update(format=2), "format 2, this version reads 1"),
+        (lambda data: data.update(format=1), "format 1, this version reads 2"),
         (lambda data: data.pop("compiler"), r"missing fields \['compiler'\]"),
         (lambda data: _image(data).update(file="../evil.cubin"), "is no plain name"),
         (lambda data: _image(data).update(parameters=[[0]]), "pairs of offset and size"),

@@ -187,6 +187,17 @@ def test_a_head_that_was_not_compiled_is_named(fake: Path, folder: Path, tmp_pat
     assert "HEAD_DIM=16" in message
 
 
+@pytest.mark.parametrize("op", ["FusedAttention", "FusedAttentionBias"])
+def test_attention_without_keys_is_named(fake: Path, folder: Path, op: str, tmp_path: Path) -> None:
+    """It would divide by a sum of nothing. With no queries either nothing is launched, and nothing is wrong."""
+    call = call_of(op, DType.BFLOAT16)
+    call["numbers"]["keys"] = 0
+    assert "keys is 0, its kernel takes 1 or more" in refused(fake, folder, call, tmp_path)
+    call["numbers"]["tokens"] = 0
+    _answers, asked = run(fake, folder, [call], tmp_path)
+    assert not [row for row in asked if row["call"] == "launch"]
+
+
 def test_too_little_shared_memory_is_named(fake: Path, folder: Path, tmp_path: Path) -> None:
     call = call_of("TaylorPredict1", DType.FLOAT16)
     message = refused(fake, folder, call, tmp_path, FAKE_CUDA_SHARED="511")
@@ -212,7 +223,7 @@ def _image(data: dict[str, Any]) -> dict[str, Any]:
         (lambda data: _image(data).update(num_warps="4"), "num_warps is a string, expected an integer"),
         (lambda data: _image(data).pop("entry"), "has no field 'entry'"),
         (lambda data: _kernel(data).update(grid=["1"] * 4), "a grid has one to three sizes"),
-        (lambda data: data.update(format=9), "format 9, this library reads 1"),
+        (lambda data: data.update(format=9), "format 9, this library reads 2"),
         (lambda data: data["kernels"].pop("taylor_predict_1"), "launches 'taylor_predict_1', which is no kernel of it"),
     ],
 )

@@ -21,7 +21,7 @@ EPSILON = CASES["QkNormRope"].attributes["epsilon"]
 
 def small(op: str) -> Mapping[str, Mapping[str, int]]:
     tiles = {launch.kernel.name: SMALL for launch in programs()[op].launches}
-    return {**tiles, "qk_norm_rope": {"BLOCK_T": 16}}
+    return {**tiles, "qk_norm_rope": {"BLOCK_T": 16}, "query_norm_rope": {"BLOCK_T": 16}}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
