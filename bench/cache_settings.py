@@ -89,6 +89,7 @@ def settings(table: Calibration) -> list[Setting]:
         add("searched mask", f"searched mask of {computed}", mask, some if computed == 11 else some[:2])
     for computed in (8, 9, 10, 11, 13, 15, 18):
         add("growing mask", f"growing mask of {computed}", Mask(share=computed / 28), ("corrected",))
+    add("growing mask", "evenly growing mask of 10 (fast)", Mask(repeats=2), ("corrected",))
     for computed, warmup in ((14, 5), (18, 8)):
         add("growing mask", f"growing mask of {computed}", Mask(growing_mask(28, computed, warmup, 1.2)), ("Taylor 1",))
     add("interval", "interval 3 after 3", Interval(3, 3), tuple(_PREDICTORS))

@@ -118,7 +118,7 @@ class Study:
     def pictures(self) -> tuple[list[str], list[tuple[str, Array]]]:
         """A few judged names, and rows of their pictures [names, height, width, 3]: uncached, masks, the control."""
         names, seeds = self.judged[:_PICTURES], [_SEED + i for i in range(_PICTURES)]
-        shown = [("28 steps", 28, None), ("fast, 11 of 28", 28, FAST), ("11 plain steps", 11, None), ("careful, 15", 28, CAREFUL)]
+        shown = [("28 steps", 28, None), ("fast, 10 of 28", 28, FAST), ("10 plain steps", 10, None), ("careful, 15", 28, CAREFUL)]
         return names, [(said, self._drawn(names, seeds, steps, cache)[0]) for said, steps, cache in shown]
 
     # Inside.

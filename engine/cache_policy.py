@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from vitrify.engine.errors import SpecError
-from vitrify.engine.growing_mask import shared_mask
+from vitrify.engine.growing_mask import evenly_growing_mask, shared_mask
 
 __all__ = [
     "MASK_PRESETS",
@@ -66,19 +66,21 @@ class Interval:
 
 @dataclass(frozen=True)
 class Mask:
-    """Compute the steps that are listed, or choose them by the request's number of steps; one of the three is given.
+    """Compute the steps that are listed, or choose them by the request's number of steps; one of the four is given.
 
     steps: one truth value a step, the first True. preset: "slow", "medium", "fast" or "ultra".
     share: so many of the steps, with gaps that grow; above 0 and below 1.
+    repeats: gaps of 1, then of 2, 3 and so on, each so many times: the more steps, the smaller the share that is computed.
     """
 
     steps: tuple[bool, ...] | None = None
     preset: str | None = None
     share: float | None = None
+    repeats: int | None = None
 
     def __post_init__(self) -> None:
-        if [self.steps, self.preset, self.share].count(None) != 2:
-            raise SpecError("Mask: give steps, preset or share, one of them")
+        if [self.steps, self.preset, self.share, self.repeats].count(None) != 3:
+            raise SpecError("Mask: give steps, preset, share or repeats, one of them")
         if self.steps is not None:
             if not isinstance(self.steps, tuple | list) or not self.steps or any(s not in (0, 1) for s in self.steps):
                 raise SpecError(f"Mask.steps={self.steps!r}: expected one True or False a step")
@@ -89,6 +91,8 @@ class Mask:
             _check_number("Mask.share", self.share, 0, 1)
             if self.share in (0, 1):
                 raise SpecError(f"Mask.share={self.share!r}: expected a number above 0 and below 1")
+        elif self.repeats is not None:
+            _check_whole("Mask.repeats", self.repeats, 1)
         elif self.preset not in MASK_PRESETS:
             raise SpecError(f"Mask.preset={self.preset!r} is unknown; known: {', '.join(MASK_PRESETS)}")
 
@@ -100,6 +104,8 @@ class Mask:
             return tuple(s < first or (s - first) % every == every - 1 or s == count - 1 for s in range(count))
         if self.share is not None:
             return shared_mask(count, self.share)
+        if self.repeats is not None:
+            return evenly_growing_mask(count, self.repeats)
         steps = self.steps or ()
         if len(steps) != count:
             raise SpecError(f"Mask.steps has {len(steps)} entries, the request has {count} steps; give one a step")

@@ -38,7 +38,7 @@ PRESETS: Mapping[str, Callable[..., Cache]] = MappingProxyType(
         "interval": lambda interval="5", warmup="9": Cache(Interval(int(interval), int(warmup)), None, _SHORT),
         # Who lists the steps has said what is computed: no guard.
         "mask": lambda steps: Cache(_mask(steps), None, Guards() if set(steps) <= set("01") else _SHORT),
-        "fast": lambda: Cache(Mask(share=0.39), Taylor(1, "output", corrected=True), _SHORT),
+        "fast": lambda: Cache(Mask(repeats=2), Taylor(1, "output", corrected=True), _SHORT),
         "careful": lambda: Cache(Mask(share=0.53), Taylor(1, "output", corrected=True), _SHORT),
     }
 )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from itertools import accumulate, pairwise
 
-__all__ = ["growing_mask", "shared_mask"]
+__all__ = ["evenly_growing_mask", "growing_mask", "shared_mask"]
 
+_UNCORRECTED = 2
+"""Skips that may follow the last computed step: nothing corrects them."""
 _SMALL_SHARE = 0.45
 _BOLD, _CAREFUL = (3, 1.2), (5, 1.3)
 
@@ -39,3 +41,19 @@ def shared_mask(steps: int, share: float) -> tuple[bool, ...]:
     if computed >= steps - 1:
         return (True,) * steps
     return growing_mask(steps, computed, min(warmup, (computed + 1) // 2), growth, steps - 2)
+
+
+def evenly_growing_mask(steps: int, repeats: int) -> tuple[bool, ...]:
+    """Gaps of 1, then of 2, 3 and so on, each `repeats` times; the last but one step too where more than two skips would end it.
+
+    With 2, the i-th computed step is ⌊(i + 1)² / 4⌋: about 2 · √steps of them, whatever the number of steps.
+    """
+    chosen, gap, times = [0], 1, 0
+    while chosen[-1] + gap <= steps - 2:
+        chosen.append(chosen[-1] + gap)
+        times += 1
+        if times == repeats:
+            gap, times = gap + 1, 0
+    if steps - 1 - chosen[-1] > _UNCORRECTED:
+        chosen.append(steps - 2)
+    return tuple(step in chosen for step in range(steps))

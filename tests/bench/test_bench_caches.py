@@ -35,7 +35,7 @@ def test_settings_are_different_runs() -> None:
     assert len({s.key for s in found}) == len(found)
     assert {s.steps for s in found} == set(STEPS)
     assert all(s.cache is not None and s.cache.enabled for s in found)
-    assert len(computed_steps(FAST, 28) or ()) == 11
+    assert len(computed_steps(FAST, 28) or ()) == 10
     assert len(computed_steps(CAREFUL, 28) or ()) == 15
 
 

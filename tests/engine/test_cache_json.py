@@ -20,6 +20,7 @@ CACHES = [
     Cache(Interval(3, 4), Taylor(1, "output", corrected=True)),
     Cache(Mask(preset="fast"), Hold()),
     Cache(Mask(share=0.4)),
+    Cache(Mask(repeats=2)),
     Cache(Magnitude((1.0, 0.9, 1.25), 0.12, 4, 0.1)),
 ]
 
@@ -46,7 +47,10 @@ def plain(**changes: Any) -> Any:
         (plain(decision="Interval"), "it.decision.kind: got 'str', expected"),
         (plain(predictor={"kind": "Interval", "interval": 3, "warmup_steps": 1}), "it.predictor.kind: got 'Interval'"),
         (plain(decision={"kind": "Interval", "interval": 0, "warmup_steps": 1}), "it: Interval.interval=0: expected"),
-        (plain(decision={"kind": "Mask", "steps": "111", "preset": None, "share": None}), "it: Mask.steps='111': expected"),
+        (
+            plain(decision={"kind": "Mask", "steps": "111", "preset": None, "share": None, "repeats": None}),
+            "it: Mask.steps='111': expected",
+        ),
         (plain(decision={"kind": "Magnitude", "ratios": [1, "a"], "threshold": 1, "max_consecutive_skips": 1,
                          "retention_ratio": 0}), "it: Magnitude.ratios[1]='a': expected"),
         (plain(guards={"warmup_steps": 1}), "it.guards: missing ['last_steps', "),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vitrify.engine.cache_policy import Mask
+from vitrify.engine.cache_presets import named_cache
 from vitrify.engine.growing_mask import growing_mask
 
 
@@ -26,6 +27,32 @@ def test_growing_masks() -> None:
     assert gaps[-1] > gaps[2]
     even = np.diff(np.flatnonzero(growing_mask(28, 10, 1, 1.0)))
     assert set(even.tolist()) == {2, 3}
+
+
+@pytest.mark.parametrize(
+    ("steps", "computed"),
+    [
+        (20, [0, 1, 2, 4, 6, 9, 12, 16, 18]),
+        (28, [0, 1, 2, 4, 6, 9, 12, 16, 20, 25]),
+        (50, [0, 1, 2, 4, 6, 9, 12, 16, 20, 25, 30, 36, 42, 48]),
+    ],
+)
+def test_fast_follows_from_the_number_of_steps(steps: int, computed: list[int]) -> None:
+    decision = named_cache("fast").decision
+    assert isinstance(decision, Mask)
+    assert np.flatnonzero(decision.resolved(steps)).tolist() == computed
+    assert computed[:-1] == [(i + 1) ** 2 // 4 for i in range(len(computed) - 1)]
+
+
+def test_gaps_that_grow_evenly() -> None:
+    for steps in range(1, 80):
+        for repeats in range(1, 9):
+            mask = Mask(repeats=repeats).resolved(steps)
+            at = np.flatnonzero(mask)
+            assert (len(mask), at[0]) == (steps, 0)
+            gaps = np.diff(at)[:-1]  # the last may be cut short
+            assert gaps.tolist() == [1 + i // repeats for i in range(len(gaps))]
+            assert steps - 1 - at[-1] <= 2
 
 
 @pytest.mark.parametrize(
