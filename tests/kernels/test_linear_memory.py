@@ -61,7 +61,8 @@ def test_a_weight_stays_once_as_it_was_packed(op: str, tmp_path: Path) -> None:
     )
     found = json.loads(done.stdout)
     assert np.array_equal(found["y"], weight[:3, :2].astype(np.float32).T)
-    halved = op.endswith("Bf16") and native_library.cpu_level() in ("avx512_bf16", "amx")
+    level = native_library.cpu_level()  # on the tile unit a stored bfloat16 is its own first part, in float32 products too
+    halved = level == "amx" or (op.endswith("Bf16") and level == "avx512_bf16")
     packed = (2 if halved else 4) * OUT * IN
     assert packed <= found["grown"]["RssAnon:"] < 1.05 * packed
     assert found["grown"]["RssFile:"] < 0.05 * packed
