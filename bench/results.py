@@ -18,14 +18,14 @@ __all__ = ["CaseResult", "Check", "LoopResult", "PeerResult", "RunResult"]
 Json = Any
 
 WORST_FACTOR = 20.0
-"""The worst element may be this many times the tolerance, in units of its own size or, where more, the reference's rms."""
+"""The worst element may be this many times the tolerance, in units of the reference's rms."""
 
 
 @dataclass(frozen=True)
 class Check:
     """A peer's answer, a noise_pred or a picture, against the reference's.
 
-    relative: ‖a − b‖₂ / ‖b‖₂. worst: max |a − b| / max(|b|, rms(b)), element by element.
+    relative: ‖a − b‖₂ / ‖b‖₂. worst: max |a − b| / rms(b).
     """
 
     relative: float

@@ -30,7 +30,7 @@ def test_a_scaled_array_is_as_far_as_its_factor(factor: float) -> None:
     b = REFERENCE.astype(np.float64)
     found = difference(factor * b, b)
     assert found.relative == pytest.approx(abs(factor - 1), rel=1e-6)
-    assert found.worst == pytest.approx(abs(factor - 1), rel=1e-6)
+    assert found.worst == pytest.approx(abs(factor - 1) * np.abs(b).max() / np.sqrt(np.mean(b * b)), rel=1e-6)
 
 
 def test_one_wrong_element_among_many_shows_in_the_worst() -> None:
@@ -40,18 +40,8 @@ def test_one_wrong_element_among_many_shows_in_the_worst() -> None:
     found = difference(a, b)
     assert found.relative == pytest.approx(1e-5, rel=1e-6)
     assert found.worst == pytest.approx(1e-2, rel=1e-6)
-    with pytest.raises(ParityError, match=r"worst element 1.00e-02 of itself or the rms \(allowed 2e-03\)"):
+    with pytest.raises(ParityError, match=r"worst element 1.00e-02 of the rms \(allowed 2e-03\)"):
         found.check(1e-4, "here")
-
-
-def test_a_large_element_is_held_to_its_own_size_and_a_small_one_to_the_rms() -> None:
-    b = np.ones(1_000_000)
-    b[7], b[8] = 500.0, 1e-6
-    rms = np.sqrt(np.mean(b * b))
-    for place, off, worst in ((7, 0.1, 0.1 / 500), (8, 0.1, 0.1 / rms)):
-        a = b.copy()
-        a[place] += off
-        assert difference(a, b).worst == pytest.approx(worst, rel=1e-6)
 
 
 def test_against_a_zero_reference_the_error_is_absolute() -> None:
