@@ -6,24 +6,22 @@
 #pragma once
 
 #include "attention/operands.h"
-#include "native/tile_unit.h"
+#include "native/tiles.h"
 
 #if defined(__AMX_TILE__)
 
 namespace vitrify::VITRIFY_LEVEL {
 namespace {
 
-constexpr size_t kSide = 16;          // Rows of a tile, and words of its rows.
-constexpr size_t kTile = 16 * kSide;  // Words of a tile.
-constexpr size_t kPair = 2 * kSide;   // Rows, columns and depths of a step.
-constexpr size_t kSums = 4 * kTile;   // Words of 32 × 32 sums, as [row half][column half] tiles.
+constexpr size_t kPair = 2 * kTileRows;  // Rows, columns and depths of a step.
+constexpr size_t kSums = 4 * kTileSize;  // Words of 32 × 32 sums, as [row half][column half] tiles.
 
-constexpr size_t kTileRows = 96;    // Queries of a task
+constexpr size_t kTaskRows = 96;    // Queries of a task
 constexpr size_t kTileBlock = 256;  // and keys whose scores are there at a time.
 
 // Words of a step of a factor, as [piece][half] tiles.
 template <size_t pieces>
-constexpr size_t kStep = 2 * pieces * kTile;
+constexpr size_t kStep = 2 * pieces * kTileSize;
 
 constexpr size_t steps_of(size_t size) {
   return (size + kPair - 1) / kPair;
@@ -52,7 +50,7 @@ inline void split(__m512 low, __m512 high, __m512i (&to)[pieces]) {
 }
 
 inline __mmask16 first_lanes(size_t count) {
-  return count < kSide ? static_cast<__mmask16>((1U << count) - 1) : static_cast<__mmask16>(0xFFFF);
+  return count < kTileRows ? static_cast<__mmask16>((1U << count) - 1) : static_cast<__mmask16>(0xFFFF);
 }
 
 // Lanes at … at + 15 of a row of `count` floats, zeros behind its end.
@@ -61,17 +59,17 @@ inline __m512 load_upto(const float* row, size_t at, size_t count) {
 }
 
 // to[16][16] = rows[16][16]ᵀ
-inline void transpose_tile(const __m512i (&rows)[kSide], float* to) {
-  __m512i pairs[kSide];
-  __m512i quads[kSide];
+inline void transpose_tile(const __m512i (&rows)[kTileRows], float* to) {
+  __m512i pairs[kTileRows];
+  __m512i quads[kTileRows];
 #pragma GCC unroll 16
-  for (size_t i = 0; i < kSide; i += 2) {
+  for (size_t i = 0; i < kTileRows; i += 2) {
     pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
     pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
   }
   // quads[4 i + j] has in its quarter k the rows 4 i … 4 i + 3 of column 4 k + j.
 #pragma GCC unroll 16
-  for (size_t i = 0; i < kSide; i += 4) {
+  for (size_t i = 0; i < kTileRows; i += 4) {
     quads[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);
     quads[i + 1] = _mm512_unpackhi_epi64(pairs[i], pairs[i + 2]);
     quads[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
@@ -83,10 +81,10 @@ inline void transpose_tile(const __m512i (&rows)[kSide], float* to) {
     const __m512i low_odd = _mm512_shuffle_i32x4(quads[j], quads[4 + j], 0xDD);
     const __m512i high_even = _mm512_shuffle_i32x4(quads[8 + j], quads[12 + j], 0x88);
     const __m512i high_odd = _mm512_shuffle_i32x4(quads[8 + j], quads[12 + j], 0xDD);
-    _mm512_store_si512(to + j * kSide, _mm512_shuffle_i32x4(low_even, high_even, 0x88));
-    _mm512_store_si512(to + (4 + j) * kSide, _mm512_shuffle_i32x4(low_odd, high_odd, 0x88));
-    _mm512_store_si512(to + (8 + j) * kSide, _mm512_shuffle_i32x4(low_even, high_even, 0xDD));
-    _mm512_store_si512(to + (12 + j) * kSide, _mm512_shuffle_i32x4(low_odd, high_odd, 0xDD));
+    _mm512_store_si512(to + j * kTileRows, _mm512_shuffle_i32x4(low_even, high_even, 0x88));
+    _mm512_store_si512(to + (4 + j) * kTileRows, _mm512_shuffle_i32x4(low_odd, high_odd, 0x88));
+    _mm512_store_si512(to + (8 + j) * kTileRows, _mm512_shuffle_i32x4(low_even, high_even, 0xDD));
+    _mm512_store_si512(to + (12 + j) * kTileRows, _mm512_shuffle_i32x4(low_odd, high_odd, 0xDD));
   }
 }
 
@@ -96,12 +94,12 @@ inline void transpose_tile(const __m512i (&rows)[kSide], float* to) {
 template <bool both>
 inline void load_left(const float* from) {
   _tile_loadd(4, from, 64);
-  if constexpr (both) _tile_loadd(5, from + kTile, 64);
+  if constexpr (both) _tile_loadd(5, from + kTileSize, 64);
 }
 
 inline void load_right(const float* from) {
   _tile_loadd(6, from, 64);
-  _tile_loadd(7, from + kTile, 64);
+  _tile_loadd(7, from + kTileSize, 64);
 }
 
 template <bool both>
@@ -118,14 +116,14 @@ inline void add_products() {
 // `both`. Small products first: they are added to small sums.
 template <size_t pieces, bool both>
 void multiply(const float* left, const float* right, size_t steps, bool add, float* sums) {
-  constexpr size_t kPiece = 2 * kTile;
-  __asm__ volatile("" : : : "memory");  // The intrinsics do not say that they read and write memory.
+  constexpr size_t kPiece = 2 * kTileSize;
+  tile_memory_fence();
   if (add) {
     _tile_loadd(0, sums, 64);
-    _tile_loadd(1, sums + kTile, 64);
+    _tile_loadd(1, sums + kTileSize, 64);
     if constexpr (both) {
-      _tile_loadd(2, sums + 2 * kTile, 64);
-      _tile_loadd(3, sums + 3 * kTile, 64);
+      _tile_loadd(2, sums + 2 * kTileSize, 64);
+      _tile_loadd(3, sums + 3 * kTileSize, 64);
     }
   } else {
     _tile_zero(0);
@@ -156,12 +154,12 @@ void multiply(const float* left, const float* right, size_t steps, bool add, flo
     add_products<both>();
   }
   _tile_stored(0, sums, 64);
-  _tile_stored(1, sums + kTile, 64);
+  _tile_stored(1, sums + kTileSize, 64);
   if constexpr (both) {
-    _tile_stored(2, sums + 2 * kTile, 64);
-    _tile_stored(3, sums + 3 * kTile, 64);
+    _tile_stored(2, sums + 2 * kTileSize, 64);
+    _tile_stored(3, sums + 3 * kTileSize, 64);
   }
-  __asm__ volatile("" : : : "memory");
+  tile_memory_fence();
 }
 
 // ---- Keys and values as right factors
@@ -170,24 +168,24 @@ void multiply(const float* left, const float* right, size_t steps, bool add, flo
 template <size_t pieces>
 void pack_keys(const AttentionHead& head, size_t first, size_t last, float* rows, float* to) {
   const size_t dim = head.head_dim;
-  for (size_t half = 0; half < 2; ++half, first += kSide, to += kTile) {
-    const size_t count = first < last ? smaller(kSide, last - first) : 0;
+  for (size_t half = 0; half < 2; ++half, first += kTileRows, to += kTileSize) {
+    const size_t count = first < last ? smaller(kTileRows, last - first) : 0;
     for (size_t i = 0; i < count; ++i) {
       prepare_key(head, first + i, rows + i * dim);
     }
     for (size_t step = 0; step < steps_of(dim); ++step) {
-      __m512i turned[pieces][kSide];
-      for (size_t i = 0; i < kSide; ++i) {
+      __m512i turned[pieces][kTileRows];
+      for (size_t i = 0; i < kTileRows; ++i) {
         const float* const row = rows + i * dim;
         const size_t there = i < count ? dim : 0;
         __m512i found[pieces];
-        split(load_upto(row, step * kPair, there), load_upto(row, step * kPair + kSide, there), found);
+        split(load_upto(row, step * kPair, there), load_upto(row, step * kPair + kTileRows, there), found);
         for (size_t piece = 0; piece < pieces; ++piece) {
           turned[piece][i] = found[piece];
         }
       }
       for (size_t piece = 0; piece < pieces; ++piece) {
-        transpose_tile(turned[piece], to + step * kStep<pieces> + piece * 2 * kTile);
+        transpose_tile(turned[piece], to + step * kStep<pieces> + piece * 2 * kTileSize);
       }
     }
   }
@@ -202,18 +200,19 @@ void pack_values(const AttentionHead& head, size_t first, size_t last, size_t st
                                                              11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const __m512i alternate = _mm512_load_si512(kAlternate);
   const size_t dim = head.head_dim;
-  for (size_t i = 0; i < kSide; ++i) {
+  for (size_t i = 0; i < kTileRows; ++i) {
     const size_t key = first + 2 * i;
     const Place even = key_at(head, smaller(key, last - 1));
     const Place odd = key_at(head, smaller(key + 1, last - 1));
     const float* const low = even.part.v + even.row;
     const float* const high = odd.part.v + odd.row;
-    for (size_t column = 0; column < steps_of(dim) * kPair; column += kSide) {
+    for (size_t column = 0; column < steps_of(dim) * kPair; column += kTileRows) {
       __m512i found[pieces];
       split(load_upto(low, column, key < last ? dim : 0), load_upto(high, column, key + 1 < last ? dim : 0), found);
-      float* const tile = to + column / kPair * stride + column % kPair / kSide * kTile;
+      float* const tile = to + column / kPair * stride + column % kPair / kTileRows * kTileSize;
       for (size_t piece = 0; piece < pieces; ++piece) {
-        _mm512_store_si512(tile + piece * 2 * kTile + i * kSide, _mm512_permutexvar_epi16(alternate, found[piece]));
+        _mm512_store_si512(tile + piece * 2 * kTileSize + i * kTileRows,
+                           _mm512_permutexvar_epi16(alternate, found[piece]));
       }
     }
   }
@@ -233,7 +232,7 @@ struct TileGroup {
 
 template <typename Float>
 inline Float* row_of(Float* sums, size_t row) {
-  return sums + row / kSide * 2 * kTile + row % kSide * kSide;
+  return sums + row / kTileRows * 2 * kTileSize + row % kTileRows * kTileRows;
 }
 
 // 2^x for x ≤ 0. 2^f of the fraction f is a polynomial with value 1 at 0, minimax in the relative error (found by Remez
@@ -264,8 +263,8 @@ void hide(const AttentionHead& head, size_t first, size_t rows, size_t block, si
   for (size_t row = 0; row < rows; ++row) {
     const size_t seen = keys_seen(head, first + row + 1);
     const size_t there = seen > block ? smaller(seen - block, count) : 0;
-    for (size_t key = 0; key < steps_of(count) * kPair; key += kSide) {
-      float* const at = row_of(scores + key / kPair * kSums, row) + key % kPair / kSide * kTile;
+    for (size_t key = 0; key < steps_of(count) * kPair; key += kTileRows) {
+      float* const at = row_of(scores + key / kPair * kSums, row) + key % kPair / kTileRows * kTileSize;
       const __mmask16 kept = key < there ? first_lanes(there - key) : static_cast<__mmask16>(0);
       __m512 score = _mm512_load_ps(at);
       if (head.bias != nullptr) {
@@ -285,15 +284,15 @@ void raise_maxima(const float* scores, size_t steps, size_t rows, TileGroup& gro
   for (size_t row = 0; row < rows; ++row) {
     const float* from = row_of(scores, row);
     __m512 low = _mm512_load_ps(from);
-    __m512 high = _mm512_load_ps(from + kTile);
+    __m512 high = _mm512_load_ps(from + kTileSize);
     for (size_t step = 1; step < steps; ++step) {
       from += kSums;
       low = _mm512_max_ps(low, _mm512_load_ps(from));
-      high = _mm512_max_ps(high, _mm512_load_ps(from + kTile));
+      high = _mm512_max_ps(high, _mm512_load_ps(from + kTileSize));
     }
     found[row] = _mm512_reduce_max_ps(_mm512_max_ps(low, high));
   }
-  for (size_t row = 0; row < rows; row += kSide) {
+  for (size_t row = 0; row < rows; row += kTileRows) {
     const __m512 before = _mm512_load_ps(group.maximum + row);
     __m512 after = _mm512_load_ps(found + row);
     if (pieces == 1) after = _mm512_roundscale_ps(after, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
@@ -314,15 +313,15 @@ void weigh(const float* scores, size_t steps, size_t rows, TileGroup& group, flo
     const __m512 safe = _mm512_set1_ps(maximum == kMinusInfinity ? 0.0F : maximum);
     __m512 sums[2] = {_mm512_mul_ps(group.sums[row], _mm512_set1_ps(group.decay[row])), _mm512_setzero_ps()};
     const float* from = row_of(scores, row);
-    float* to = weights + row / kSide * kTile + row % kSide * kSide;
+    float* to = weights + row / kTileRows * kTileSize + row % kTileRows * kTileRows;
     for (size_t step = 0; step < steps; ++step, from += kSums, to += kStep<pieces>) {
       const __m512 low = exp2_of_nonpositive_16<pieces>(_mm512_sub_ps(_mm512_load_ps(from), safe));
-      const __m512 high = exp2_of_nonpositive_16<pieces>(_mm512_sub_ps(_mm512_load_ps(from + kTile), safe));
+      const __m512 high = exp2_of_nonpositive_16<pieces>(_mm512_sub_ps(_mm512_load_ps(from + kTileSize), safe));
       __m512i found[pieces];
       split(low, high, found);
 #pragma GCC unroll 3
       for (size_t piece = 0; piece < pieces; ++piece) {
-        _mm512_store_si512(to + piece * 2 * kTile, found[piece]);
+        _mm512_store_si512(to + piece * 2 * kTileSize, found[piece]);
       }
       if constexpr (pieces == 1) {  // What is multiplied is summed.
         sums[0] = _mm512_add_ps(sums[0], _mm512_castsi512_ps(_mm512_slli_epi32(found[0], 16)));
@@ -344,7 +343,7 @@ void fade(const TileGroup& group, size_t rows, size_t panels) {
     for (size_t panel = 0; panel < panels; ++panel) {
       float* const at = row_of(group.out + panel * kSums, row);
       _mm512_store_ps(at, _mm512_mul_ps(_mm512_load_ps(at), decay));
-      _mm512_store_ps(at + kTile, _mm512_mul_ps(_mm512_load_ps(at + kTile), decay));
+      _mm512_store_ps(at + kTileSize, _mm512_mul_ps(_mm512_load_ps(at + kTileSize), decay));
     }
   }
 }
@@ -362,8 +361,8 @@ AttentionShape shape_of(size_t keys, size_t head_dim) {
   const size_t depth = steps_of(head_dim);
   const size_t packed = steps_of(keys) * depth * kWords;
   const size_t scratch =
-      kTileRows / kPair * depth * (kWords + kSums) + kTileBlock / kPair * (kSums + kWords) + kSide * head_dim;
-  return {kTileRows, packed, packed, scratch};
+      kTaskRows / kPair * depth * (kWords + kSums) + kTileBlock / kPair * (kSums + kWords) + kTileRows * head_dim;
+  return {kTaskRows, packed, packed, scratch};
 }
 
 template <AttentionPrecision precision>
@@ -387,10 +386,11 @@ void pack_queries(const AttentionHead& head, size_t first, size_t rows, float* r
     for (size_t step = 0; step < steps_of(dim); ++step) {
       const size_t there = i < rows ? dim : 0;
       __m512i found[pieces];
-      split(load_upto(row, step * kPair, there), load_upto(row, step * kPair + kSide, there), found);
+      split(load_upto(row, step * kPair, there), load_upto(row, step * kPair + kTileRows, there), found);
       for (size_t piece = 0; piece < pieces; ++piece) {
-        _mm512_store_si512(to + step * kStep<pieces> + piece * 2 * kTile + i / kSide * kTile + i % kSide * kSide,
-                           found[piece]);
+        _mm512_store_si512(
+            to + step * kStep<pieces> + piece * 2 * kTileSize + i / kTileRows * kTileSize + i % kTileRows * kTileRows,
+            found[piece]);
       }
     }
   }
@@ -421,17 +421,17 @@ void meet(const AttentionHead& head, TileGroup& group, size_t first, size_t rows
 template <AttentionPrecision precision>
 void compute_rows(const AttentionHead& head, size_t first, float* scratch) {
   constexpr size_t pieces = kPieces<precision>;
-  const TileUnit unit;
+  const TileRegisters registers;
   const size_t dim = head.head_dim;
   const size_t steps = steps_of(dim);
-  const size_t rows = smaller(kTileRows, head.tokens - first);
+  const size_t rows = smaller(kTaskRows, head.tokens - first);
   const size_t groups = steps_of(rows);
   float* const scores = scratch;
   float* const weights = scores + kTileBlock / kPair * kSums;
   float* const row = weights + kTileBlock / kPair * kStep<pieces>;
   float* const kept = row + rounded_to(dim, 16);
 
-  TileGroup all_groups[kTileRows / kPair];
+  TileGroup all_groups[kTaskRows / kPair];
   for (size_t i = 0; i < groups; ++i) {
     TileGroup& group = all_groups[i];
     group.queries = kept + i * steps * (kStep<pieces> + kSums);
@@ -449,7 +449,7 @@ void compute_rows(const AttentionHead& head, size_t first, float* scratch) {
       const size_t its_rows = smaller(kPair, first + rows - start);
       const size_t its_end = keys_seen(head, start + its_rows);
       if (block >= its_end) continue;
-      const auto with = its_rows > kSide ? &meet<pieces, true> : &meet<pieces, false>;
+      const auto with = its_rows > kTileRows ? &meet<pieces, true> : &meet<pieces, false>;
       with(head, all_groups[i], start, its_rows, block, smaller(kTileBlock, its_end - block), scores, weights);
     }
   }
@@ -458,8 +458,9 @@ void compute_rows(const AttentionHead& head, size_t first, float* scratch) {
     const Place at = token_at(head, first + i);
     float* const to = at.part.out + at.row;
     const __m512 inverse = _mm512_set1_ps(1.0F / _mm512_reduce_add_ps(group.sums[i % kPair]));
-    for (size_t column = 0; column < dim; column += kSide) {
-      const float* const from = row_of(group.out + column / kPair * kSums, i % kPair) + column % kPair / kSide * kTile;
+    for (size_t column = 0; column < dim; column += kTileRows) {
+      const float* const from =
+          row_of(group.out + column / kPair * kSums, i % kPair) + column % kPair / kTileRows * kTileSize;
       _mm512_mask_storeu_ps(to + column, first_lanes(dim - column), _mm512_mul_ps(_mm512_load_ps(from), inverse));
     }
   }
