@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV ?= .venv
 # More words for pip, e.g. PIP_ARGS="--index-url URL" or "--no-cache-dir".
 PIP_ARGS ?=
+# More words for `vitrify kernels build`, e.g. CUBINS_ARGS="--arch sm_90".
+CUBINS_ARGS ?=
 # More words for pytest, e.g. PYTEST_ARGS="tests/kernels -x".
 PYTEST_ARGS ?=
 
@@ -26,7 +28,7 @@ EXPORTED := $(DEMO)/.exported
 EXPORT_SOURCES := $(sort $(shell find engine kernels export -name '*.py' -o -name '*.cpp' -o -name '*.h'))
 SAMPLE_FILES := $(sort $(shell find $(SAMPLE) -name '*.json' -o -name '*.safetensors' 2>/dev/null))
 
-.PHONY: help setup native cubins demo test test-slow check check-style check-types check-imports check-native format bench clean
+.PHONY: help setup native cubins wheel demo test test-slow check check-style check-types check-imports check-native format bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,7 +38,8 @@ help:
 	@echo "make bench      measure, with peers in the same run"
 	@echo "make setup      create $(VENV) and install everything in it"
 	@echo "make native     rebuild the C++ operator library"
-	@echo "make cubins     compile the GPU kernels, no GPU needed (an hour of one core)"
+	@echo "make cubins     compile the GPU kernels, no GPU needed (ten minutes of one core)"
+	@echo "make wheel      a package with the GPU kernels in it, in dist/"
 	@echo "make format     rewrite the sources in the house style"
 	@echo "make clean      remove what was built; the environment stays"
 
@@ -67,7 +70,11 @@ $(LIBRARY): $(STAMP) CMakeLists.txt $(CXX_SOURCES)
 	@touch $@
 
 cubins: setup
-	$(BIN)/vitrify kernels build
+	$(BIN)/vitrify kernels build $(CUBINS_ARGS)
+
+# CMakeLists.txt installs the GPU kernels that lie beside the library.
+wheel: cubins
+	$(BIN)/python -m pip wheel --quiet $(PIP_ARGS) --no-deps --no-build-isolation --wheel-dir dist .
 
 # Type checkers cannot follow the editable install's redirect: a tree of links with the installed names.
 $(TYPING): Makefile

@@ -27,7 +27,7 @@ def kernels() -> None:
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(_DTYPES), help="Dtypes of the activations; default: all.")
 @click.option("--kernel", "names", multiple=True, help="Kernels by name; default: all.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder; default: beside the op library.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Processes; default: one per core.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes; default: one per CPU that may be used.")
 @click.option("--quiet", is_flag=True, help="Print the result only.")
 def build(
     archs: tuple[str, ...], dtypes: tuple[str, ...], names: tuple[str, ...], out: Path | None, jobs: int | None, quiet: bool
@@ -40,16 +40,23 @@ def build(
     from vitrify.kernels.aot.build import build as run
     from vitrify.kernels.aot.build import select
 
-    def report(done: int, total: int, name: str) -> None:
+    spent: list[float] = []
+
+    def report(done: int, total: int, name: str, seconds: float) -> None:
+        spent.append(seconds)
         if not quiet:
-            click.echo(f"{done}/{total} {name}", err=True)
+            click.echo(f"{done}/{total} {name} {seconds:.1f} s", err=True)
 
     variants = select([DType.from_name(name) for name in dtypes], names)
     manifest = run(out or cubins.folder(), variants, archs or ARCH_NAMES, workers=jobs, report=report)
     images = [
         i for k in cubins.read_manifest(manifest.parent).kernels.values() for v in k.variants.values() for i in v.images.values()
     ]
-    click.echo(f"{manifest}: {len(variants)} variants, {len(images)} images, {sum(i.bytes for i in images) / 1e6:.1f} MB")
+    size = sum(i.bytes for i in images) / 1e6
+    click.echo(
+        f"{manifest}: {len(variants)} variants, {len(images)} images, {size:.1f} MB; "
+        f"compiled {len(spent)} in {sum(spent):.0f} s of one core"
+    )
 
 
 @kernels.command()

@@ -49,13 +49,14 @@ def build(
     archs: Sequence[str] = ARCH_NAMES,
     *,
     workers: int | None = None,
-    report: Callable[[int, int, str], None] = lambda *_: None,
+    report: Callable[[int, int, str, float], None] = lambda *_: None,
 ) -> Path:
     """Compile `variants` for `archs` into `folder` and write its manifest, which lists exactly these.
 
     A variant that the tables leave out for an architecture has no image for it (aot/tiles.py).
 
-    report: called with (images done, images in all, name) after each. Returns the manifest's path.
+    workers: processes, None for one per CPU that this process may use. report: called with (images done, images in all, name,
+    seconds of one core) after each that was compiled. Returns the manifest's path.
     Raises CompileError for the first variant that fails (what was compiled is kept), SpecError for an unknown architecture.
     """
     (folder / "records").mkdir(parents=True, exist_ok=True)
@@ -71,13 +72,13 @@ def build(
     total = len(jobs)
     # A worker imports Triton itself: forking a process that has used LLVM is not safe.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers or os.cpu_count() or 1, max(len(waiting), 1)), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(workers or len(os.sched_getaffinity(0)), max(len(waiting), 1)), mp_context=context) as pool:
         futures = {pool.submit(_compile, folder, variant, target.name): (variant, target) for variant, target in waiting}
         try:
             for future in as_completed(futures):
                 variant, target = futures[future]
-                records[variant.name, target.name] = future.result()
-                report(len(records), total, f"{variant.name} {target.name}")
+                records[variant.name, target.name], seconds = future.result()
+                report(len(records), total, f"{variant.name} {target.name}", seconds)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -111,8 +112,9 @@ def _recorded(folder: Path, variant: Variant, arch_name: str) -> Record | None:
         return None
 
 
-def _compile(folder: Path, variant: Variant, arch_name: str) -> Record:
-    """In a worker: compile one image, write it, then its record."""
+def _compile(folder: Path, variant: Variant, arch_name: str) -> tuple[Record, float]:
+    """In a worker: compile one image, write it, then its record. Returns it and the CPU seconds, the assembler's included."""
+    before = os.times()
     target, sizes = arch(arch_name), tile(variant, arch_name)
     image = compile_variant(variant, target, sizes)
     shared: dict[str, Any] = {
@@ -134,7 +136,7 @@ def _compile(folder: Path, variant: Variant, arch_name: str) -> Record:
         images[f"{arch_name}_ptx"] = {**_write(folder / f"{stem}.ptx", image.ptx), **shared}
     record = {"key": key(variant, target, sizes), "images": images}
     _write(folder / "records" / f"{stem}.json", json.dumps(record, sort_keys=True).encode())
-    return record
+    return record, sum(os.times()[:4]) - sum(before[:4])
 
 
 def _write(file: Path, data: bytes) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Tile sizes, warps and pipeline stages per architecture, checked in as data: `kernels/configs/<table>.json`.
 
 A table is a list of rows `{"for": {...}, "tile": {"BLOCK_M": 128}, "num_warps": 8, "num_stages": 3}`. `for` narrows a row by
-`arch`, `dtype` and constants of the kernel, each to a list of values; a name that is left out matches all. Exactly one row
-must match. A row `{"for": {...}, "unbuilt": "why"}` leaves variants out of a build.
+`arch`, `dtype`, `kernel` and constants of the kernel, each to a list of values; a name that is left out matches all. Exactly one
+row must match. A row may have a `note`: why these sizes. A row `{"for": {...}, "unbuilt": "why"}` leaves variants out of a build.
 """
 
 from __future__ import annotations
@@ -46,20 +46,16 @@ def built(variant: Variant, arch: str) -> bool:
 
 
 def _row(variant: Variant, arch: str) -> dict[str, Any]:
-    constants = {**variant.kernel.options, **variant.constants}
     table = variant.kernel.tiles
-    found = [row for row in _table(table) if _matches(row["for"], constants, variant.dtype.value, arch)]
+    known: dict[str, Constant] = {**variant.kernel.options, **variant.constants}
+    values = {**known, "kernel": variant.kernel.name, "dtype": variant.dtype.value, "arch": arch}
+    found = [row for row in _table(table) if all(values.get(name) in choices for name, choices in row["for"].items())]
     if len(found) != 1:
         raise SpecError(
             f"kernels/configs/{table}.json: {len(found)} rows match {variant.name} on {arch}, expected exactly one; "
             "narrow or add a row"
         )
     return found[0]
-
-
-def _matches(wanted: Mapping[str, list[Any]], constants: Mapping[str, Constant], dtype: str, arch: str) -> bool:
-    values: dict[str, Any] = {**constants, "dtype": dtype, "arch": arch}
-    return all(values.get(name) in choices for name, choices in wanted.items())
 
 
 @lru_cache
@@ -70,7 +66,10 @@ def _table(name: str) -> list[dict[str, Any]]:
     for number, row in enumerate(expect_list(json.loads(file.read_text()), where)):
         at = f"{where}, row {number}"
         unbuilt = isinstance(row, dict) and "unbuilt" in row
-        expect_map(row, at, ("for", "unbuilt") if unbuilt else ("for", "tile", "num_warps", "num_stages"))
+        noted = ("note",) if isinstance(row, dict) and "note" in row else ()
+        expect_map(row, at, ("for", "unbuilt") if unbuilt else ("for", "tile", "num_warps", "num_stages", *noted))
+        for key in noted:
+            expect(row[key], str, f"{at}, {key}")
         for key, choices in expect_map(row["for"], f"{at}, for").items():
             expect_list(choices, f"{at}, {key}")
         rows.append(row)

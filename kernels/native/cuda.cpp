@@ -49,6 +49,13 @@ void Driver::check(Result result, const char* call) const {
   throw CudaError(std::string(call) + " failed: " + name + " (" + std::to_string(result) + ")");
 }
 
+bool present() {
+  void* const library = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+  if (library == nullptr) return false;
+  dlclose(library);
+  return true;
+}
+
 const Driver& driver() {
   static const Driver loaded = load();
   return loaded;

@@ -54,6 +54,9 @@ struct Driver {
   void check(Result result, const char* call) const;
 };
 
+// Whether there is a libcuda.so.1. It is not initialised.
+bool present();
+
 // Loaded and initialised once. Throws CudaError where there is no driver, or one that lacks a function, each time.
 const Driver& driver();
 

@@ -12,6 +12,7 @@ namespace {
 
 GpuLibrary open_beside_this_library() {
   GpuLibrary made;
+  made.driver = cuda::present();
   Dl_info self = {};
   if (dladdr(reinterpret_cast<const void*>(&vitrify_gpu_status), &self) == 0 || self.dli_fname == nullptr) {
     made.reason = "this library's own folder is unknown";

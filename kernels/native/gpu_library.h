@@ -8,11 +8,13 @@
 
 namespace vitrify {
 
-// kernels: null without a driver or a build; then `reason` says which. Throws ManifestError, each time, where there is
-// a driver and the build is damaged.
+// kernels: null without a driver or a build; then `reason` says which. driver: there is a libcuda.so.1, so that
+// ONNX Runtime may run nodes for CUDA. Throws ManifestError, each time, where there is a driver and the build is
+// damaged.
 struct GpuLibrary {
   std::unique_ptr<GpuKernels> kernels;
   std::string reason;
+  bool driver = false;
 };
 
 const GpuLibrary& gpu_library();

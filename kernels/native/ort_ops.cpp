@@ -74,7 +74,9 @@ struct WrappedOperator {
   const Family* family = nullptr;
   const Shapes* shapes = nullptr;
   const OrtApi* api = nullptr;
-  GpuKernels* gpu = nullptr;  // Null on the CPU.
+  bool cuda = false;          // A node of it is ONNX Runtime's for CUDA, not for the CPU.
+  GpuKernels* gpu = nullptr;  // For CUDA; null where there is no kernel of ours:
+  std::string refusal;        // then this says why.
   std::string activation;     // The dtype by which a GPU's kernels are chosen.
   DType inputs[kMaxTensors] = {};
   DType outputs[kMaxTensors] = {};
@@ -212,6 +214,7 @@ void create(NodeKernel& me, const OrtKernelInfo* info) {
   const WrappedOperator& self = *me.wrapped;
   const OrtApi& api = *self.api;
   const Operator& op = self.op();
+  if (!self.refusal.empty()) throw OpError(self.refusal);
   for (int i = 0; i < op.attribute_count; ++i)
     me.attributes[i] = read_attribute(api, op.attributes[i], info);
   if (self.gpu != nullptr) return;  // Its constants lie in GPU memory and are used as they are.
@@ -373,7 +376,7 @@ WrappedOperator wrap(const Family& family, const OrtApi& api) {
   ort.version = kApiVersion;
   ort.GetName = [](const OrtCustomOp* custom) { return wrapped(custom).op().name; };
   ort.GetExecutionProviderType = [](const OrtCustomOp* custom) -> const char* {
-    return wrapped(custom).gpu == nullptr ? nullptr : "CUDAExecutionProvider";
+    return wrapped(custom).cuda ? "CUDAExecutionProvider" : nullptr;
   };
   ort.GetInputTypeCount = [](const OrtCustomOp* custom) {
     return static_cast<size_t>(wrapped(custom).op().input_count);
@@ -435,6 +438,7 @@ WrappedOperator wrap_for_cpu(const Family& family, int variant, const OrtApi& ap
 // The dtypes are those of the compiled kernels' pointers.
 WrappedOperator wrap_for_gpu(const Family& family, GpuKernels& gpu, const GpuTypes& types, const OrtApi& api) {
   WrappedOperator self = wrap(family, api);
+  self.cuda = true;
   self.gpu = &gpu;
   self.activation = types.activation;
   const Operator& op = self.op();
@@ -445,6 +449,57 @@ WrappedOperator wrap_for_gpu(const Family& family, GpuKernels& gpu, const GpuTyp
   return self;
 }
 
+bool ends_with(const std::string& text, const std::string& end) {
+  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+// Why a node with the inputs of `cpu` has no kernel for CUDA. built: what there is for its operator.
+std::string refusal(const WrappedOperator& cpu, const GpuLibrary& library, const std::vector<GpuTypes>& built) {
+  const Operator& op = cpu.op();
+  std::string why = "has no kernel for CUDAExecutionProvider: ";
+  if (library.kernels == nullptr) {
+    why += library.reason;
+  } else if (ends_with(op.name, "Bf16") || ends_with(op.name, "Int8")) {
+    why += "it rounds float32 activations, which the CPU's kernels alone do; export with --precision fp32 for CUDA";
+  } else if (built.empty()) {
+    why += "no GPU kernels of version " + std::to_string(op.version) + " were built for it; run: vitrify kernels build";
+  } else {
+    why += "it was built for ";
+    for (const GpuTypes& types : built)
+      why += types.activation + (&types == &built.back() ? "" : ", ");
+    why += " throughout, and here";
+    for (int i = 0; i < op.input_count; ++i)
+      why += std::string(i ? ", " : " ") + op.inputs[i].name + " is " + dtype_name(cpu.inputs[i]);
+    for (int i = 0; i < op.output_count; ++i)
+      why += std::string(", ") + op.outputs[i].name + " is " + dtype_name(cpu.outputs[i]);
+  }
+  return why + "; or open the session on CPUExecutionProvider";
+}
+
+// Where ONNX Runtime may run CUDA: what a GPU's kernels take, and all else of the operator as nodes whose session does
+// not open. Without these ONNX Runtime would run them on the CPU, and say nothing.
+void add_for_gpu(Family& family, const GpuLibrary& library, const OrtApi& api) {
+  const Operator& op = family.shapes.op();
+  const size_t on_cpu = family.members.size();
+  const std::vector<GpuTypes> built =
+      library.kernels == nullptr ? std::vector<GpuTypes>() : library.kernels->types(op.name, op.version);
+  for (const GpuTypes& types : built)
+    family.members.push_back(wrap_for_gpu(family, *library.kernels, types, api));
+  for (size_t i = 0; i < on_cpu; ++i) {
+    const WrappedOperator& cpu = family.members[i];
+    const bool taken = std::any_of(family.members.begin() + static_cast<std::ptrdiff_t>(on_cpu), family.members.end(),
+                                   [&](const WrappedOperator& member) {
+                                     return std::equal(cpu.inputs, cpu.inputs + op.input_count, member.inputs) &&
+                                            std::equal(cpu.outputs, cpu.outputs + op.output_count, member.outputs);
+                                   });
+    if (taken) continue;
+    WrappedOperator refused = cpu;
+    refused.cuda = true;
+    refused.refusal = refusal(cpu, library, built);
+    family.members.push_back(std::move(refused));
+  }
+}
+
 // One domain for the life of the process, shared by all sessions: they keep pointers into it.
 OrtCustomOpDomain* domain(const OrtApi& api) {
   static std::mutex mutex;
@@ -452,7 +507,7 @@ OrtCustomOpDomain* domain(const OrtApi& api) {
   static std::deque<Family> families;  // It does not move its elements when it grows.
   const std::lock_guard<std::mutex> lock(mutex);
   if (made == nullptr) {
-    GpuKernels* const gpu = gpu_library().kernels.get();
+    const GpuLibrary& gpu = gpu_library();
     OrtCustomOpDomain* fresh = nullptr;
     check(api.CreateCustomOpDomain("vitrify", &fresh));
     for (int i = 0; i < kOperatorCount; ++i) {
@@ -463,10 +518,7 @@ OrtCustomOpDomain* domain(const OrtApi& api) {
         variants *= op.inputs[input].dtypes.count;
       for (int variant = 0; variant < variants; ++variant)
         family.members.push_back(wrap_for_cpu(family, variant, api));
-      if (gpu != nullptr) {
-        for (const GpuTypes& types : gpu->types(op.name, op.version))
-          family.members.push_back(wrap_for_gpu(family, *gpu, types, api));
-      }
+      if (gpu.driver) add_for_gpu(family, gpu, api);
       for (const WrappedOperator& member : family.members)
         check(api.CustomOpDomain_Add(fresh, &member.ort));
     }

@@ -1,8 +1,8 @@
 """The part of ONNX Runtime that calls the op library, run as a script: no ONNX Runtime for CUDA is needed to drive the CUDA ops.
 
 Reads JSON from standard input: `library`, `stream`, and `calls`, each an op, the provider, inputs (name → [dtype, shape,
-address]), outputs (name → [dtype, address]) and attributes. Writes what each call answers: an error's words, or the outputs as
-[dtype, shape].
+address]), outputs (name → [dtype, address]) and attributes. Writes what each call answers, an error's words or the outputs as
+[dtype, shape]; what is registered for CUDA, each an op, its inputs' and its outputs' dtypes; and what registering said.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def main() -> None:
         ((op, outputs),) = [(op, row[3]) for op, row in zip(_ops, signatures, strict=True) if row == wanted]
         said = _run(op)
         answers.append(said or [[dtype, _call["shapes"][i]] for i, dtype in enumerate(outputs)])
-    registered = [row[0] for row in signatures if row[1] == "CUDAExecutionProvider"]
+    registered = [[row[0], *row[2:]] for row in signatures if row[1] == "CUDAExecutionProvider"]
     failed = str(_kept[status]) if status else ""
     gpu = library.vitrify_gpu_status().decode()
     print(json.dumps({"answers": answers, "registered": registered, "failed": failed, "gpu": gpu}))

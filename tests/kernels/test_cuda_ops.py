@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -11,11 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import pytest
 
 from tests.kernels.fake_driver import STREAM, call_of, compile_fake, expected, surroundings, tables, write_manifest
 from tests.kernels.gpu_cases import CASES
 from tests.kernels.gpu_reference import tensor_dtypes
+from tests.kernels.op_models import one_op_model
 from vitrify.engine import cubins, native_library
 from vitrify.engine.dtypes import DType
 from vitrify.kernels import registry
@@ -38,7 +42,7 @@ class Installation:
         """What ort_host.py says, and what the driver was asked."""
         log, parameters = tmp_path / "log", tmp_path / "parameters"
         log.write_text("")
-        parameters.write_text(tables([call["launcher"] for call in calls]))
+        parameters.write_text(tables([call["launcher"] for call in calls if call["launcher"]]))
         work = {"library": str(self.library), "stream": STREAM, "calls": calls}
         done = subprocess.run(
             [sys.executable, "-S", str(HOST)],
@@ -95,10 +99,116 @@ def test_a_node_becomes_launches_on_the_runtimes_stream(installation: Installati
     assert asked[len(asked) - len(freed) :] == freed
 
 
+Signature = tuple[str, tuple[str, ...], tuple[str, ...]]
+
+
+def registered(said: dict[str, Any]) -> list[Signature]:
+    """What the library gave ONNX Runtime for CUDA: op, the inputs' and the outputs' dtypes."""
+    return sorted((op, tuple(taken), tuple(given)) for op, taken, given in said["registered"])
+
+
+def on_gpu(op: str, activation: DType) -> Signature:
+    contract, dtypes = registry.contract(op), tensor_dtypes(op, activation)
+    taken, given = (tuple(dtypes[t.name].value for t in tensors) for tensors in (contract.inputs, contract.outputs))
+    return op, taken, given
+
+
+def on_cpu(op: str) -> list[Signature]:
+    contract = registry.contract(op)
+    choices = itertools.product(*(contract.dtypes.get(t.name, (t.dtype,)) for t in contract.inputs))
+    return [(op, tuple(d.value for d in taken), tuple(t.dtype.value for t in contract.outputs)) for taken in choices]
+
+
+def bare(signature: Signature) -> dict[str, Any]:
+    """A node of these dtypes whose kernel is made, and no more."""
+    op, taken, given = signature
+    return {
+        "op": op,
+        "provider": CUDA,
+        "inputs": {str(i): [dtype, [], 0] for i, dtype in enumerate(taken)},
+        "outputs": {str(i): [dtype, 0] for i, dtype in enumerate(given)},
+        "attributes": {},
+        "launcher": None,
+    }
+
+
+BUILT = sorted(on_gpu(op, dtype) for op in CASES for dtype in (DType.FLOAT16, DType.BFLOAT16, DType.FLOAT32))
+ALL = sorted(signature for contract in registry.contracts() for signature in on_cpu(contract.name))
+REFUSED = [signature for signature in ALL if signature not in BUILT]
+"""Dtypes that an op has on the CPU and not on a GPU."""
+
+
 def test_every_op_is_registered_for_every_dtype_of_its_kernels(installation: Installation, tmp_path: Path) -> None:
+    """And for those of the CPU, which ONNX Runtime would else run there without a word."""
     said, asked = installation.run([], tmp_path)
-    assert sorted(said["registered"]) == sorted(op for op in CASES for _dtype in ("float16", "bfloat16", "float32"))
+    assert registered(said) == sorted(BUILT + REFUSED)
     assert (said["failed"], said["gpu"], asked) == ("", "", [])
+
+
+def test_what_has_no_gpu_kernel_is_refused_before_the_session_opens(installation: Installation, tmp_path: Path) -> None:
+    said, asked = installation.run([bare(signature) for signature in REFUSED], tmp_path)
+    assert {op for op, _taken, _given in REFUSED} >= {c.name for c in registry.contracts() if c.name not in CASES}
+    for (op, taken, _given), message in zip(REFUSED, said["answers"], strict=True):
+        why = message.removeprefix(f"{op} (node): has no kernel for CUDAExecutionProvider: ")
+        assert why != message
+        assert why.endswith("; or open the session on CPUExecutionProvider")
+        if op.endswith(("Bf16", "Int8")):
+            assert why.startswith("it rounds float32 activations, which the CPU's kernels alone do; export with --precision fp32")
+        else:
+            weight = taken[[t.name for t in registry.contract(op).inputs].index("weight")]
+            assert why.startswith("it was built for float16, bfloat16, float32 throughout, and here x")
+            assert f"weight is {weight}, " in why
+    assert asked == []
+
+
+def test_onnx_runtime_takes_the_ops_of_both_providers(installation: Installation, tmp_path: Path) -> None:
+    """Its own registration, merging what an op takes on each; nodes on the CPU run as without a GPU."""
+    ops = [contract.name for contract in registry.contracts()]
+    weights = {"weight": np.ones((3, 4), np.float32), "weight_scale": np.ones(3, np.float32)}
+    for op in ops:
+        names = {t.name for t in registry.contract(op).inputs}
+        made = {name: array for name, array in weights.items() if name in names}
+        if op.endswith("Int8"):
+            made["weight"] = made["weight"].astype(np.int8)
+        elif "x_0" in names:
+            made["weight"] = np.ones((3, 4), ml_dtypes.bfloat16)
+        (tmp_path / f"{op}.onnx").write_bytes(one_op_model(op, constants=made, with_body=False).SerializeToString())
+    program = (
+        "import sys, numpy, onnxruntime\n"
+        "options = onnxruntime.SessionOptions()\n"
+        "options.register_custom_ops_library(sys.argv[1])\n"
+        "for op in sys.argv[2:]:\n"
+        "    opened = onnxruntime.InferenceSession(f'{op}.onnx', options, providers=['CPUExecutionProvider'])\n"
+        "x, bias = numpy.ones((1, 2, 4), numpy.float32), numpy.ones(3, numpy.float32)\n"
+        "for op in ('Linear', 'LinearBf16'):\n"
+        "    opened = onnxruntime.InferenceSession(f'{op}.onnx', options, providers=['CPUExecutionProvider'])\n"
+        "    print(opened.run(None, {'x': x, 'bias': bias})[0].tolist())\n"
+    )
+    log = tmp_path / "log"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(installation.library), *ops],
+        env={**os.environ, **surroundings(installation.fake, log, log)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str([[[5.0] * 3] * 2])] * 2
+    assert not log.exists()
+
+
+def test_a_partial_build_refuses_the_rest(installation: Installation, tmp_path: Path) -> None:
+    """The outputs' dtype counts too: those that TaylorPredict1 takes are float32 whatever it gives."""
+    (tmp_path / "cubins").mkdir()
+    write_manifest(tmp_path / "cubins", tuple(v for v in variants() if v.name == "taylor_predict_1-bfloat16"))
+    partial = dataclasses.replace(installation, library=Path(shutil.copy(installation.library, tmp_path)))
+    calls = [bare(on_cpu(op)[0]) for op in ("TaylorPredict1", "GatedResidual")]
+    said, _asked = partial.run(calls, tmp_path)
+    assert registered(said) == sorted([on_gpu("TaylorPredict1", DType.BFLOAT16), *ALL])
+    assert "it was built for bfloat16 throughout, and here f0 is float32" in said["answers"][0]
+    assert "y is float32; or open" in said["answers"][0]
+    assert "no GPU kernels of version 1 were built for it; run: vitrify kernels build" in said["answers"][1]
 
 
 @pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.FLOAT32])
@@ -144,9 +254,10 @@ def test_without_a_driver_the_ops_are_those_of_the_cpu(installation: Installatio
 
 def test_without_a_build_the_command_is_named(installation: Installation, tmp_path: Path) -> None:
     alone = dataclasses.replace(installation, library=Path(shutil.copy(installation.library, tmp_path)))
-    said, _asked = alone.run([], tmp_path)
-    assert (said["registered"], said["failed"]) == ([], "")
+    said, asked = alone.run([bare(ALL[0])], tmp_path)
+    assert (registered(said), said["failed"], asked) == (ALL, "", [])
     assert said["gpu"] == "no GPU kernels were built; run: vitrify kernels build"
+    assert said["answers"][0].endswith(f"{CUDA}: {said['gpu']}; or open the session on CPUExecutionProvider")
 
 
 def test_a_damaged_build_is_an_error_where_there_is_a_gpu(installation: Installation, tmp_path: Path) -> None:
