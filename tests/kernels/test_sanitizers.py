@@ -39,7 +39,8 @@ for level in levels:
 print("clean")
 """
 
-# Weights of exactly the size that is packed, x in two parts, rows and columns beside the tiles' and panels' sizes.
+# Weights of exactly the size that is packed, x in two parts, rows and columns beside the tiles' and panels' sizes; rows of x
+# and of the weight that the tile unit leaves to vector registers, for their magnitude.
 LINEAR = """
 import sys
 from pathlib import Path
@@ -50,7 +51,9 @@ from vitrify.engine.native_kernel import NativeKernel
 native_library.path = lambda: Path(sys.argv[1])
 for level in native_library.cpu_levels():
     native_library.force_cpu_level(level)
-    for batch, tokens, in_0, in_1, out in ((1, 1, 1, 0, 1), (2, 63, 31, 300, 33), (1, 29, 700, 900, 65), (3, 0, 4, 4, 4)):
+    for batch, tokens, in_0, in_1, out in (
+        (1, 1, 1, 0, 1), (2, 63, 31, 300, 33), (1, 29, 700, 900, 65), (3, 0, 4, 4, 4), (2, 611, 30, 5, 40)
+    ):
         for dtype in (np.float32, ml_dtypes.bfloat16, np.float16):
             x_0, x_1 = (np.ones((batch, tokens, n), np.float32) for n in (in_0, in_1))
             weight, bias = np.ones((out, in_0 + in_1), dtype), np.ones(out, np.float32)
@@ -59,6 +62,15 @@ for level in native_library.cpu_levels():
             kernel = NativeKernel("Linear2GatedResidual", [None, None, weight, None, None, None], attributes={"gate_at": 1})
             kernel.run([x_0, x_1, weight, bias, modulation, residual], [y], threads=3)
             assert np.array_equal(y, np.full_like(y, in_0 + in_1 + 2))
+            if dtype != np.float16:
+                odd_0, odd_1, heavy = x_0.copy(), x_1.copy(), weight.copy()
+                odd_0[:, ::5] *= 2.0**-60
+                odd_1[:, ::5] *= 2.0**-60
+                heavy[::33] *= dtype(2.0**55)
+                kernel = NativeKernel("Linear2GatedResidual", [None, None, heavy, None, None, None], attributes={"gate_at": 1})
+                kernel.run([odd_0, odd_1, heavy, bias, modulation, residual], [y], threads=3)
+                whole = np.concatenate((odd_0, odd_1), axis=-1).astype(np.float64)
+                assert np.allclose(y, whole @ heavy.astype(np.float64).T + 2, rtol=1e-6)
             for suffix, rows in (("Bf16", (weight, bias)), ("Int8", (np.ones(weight.shape, np.int8), bias, bias))):
                 made = [None, None, rows[0], *[None] * (len(rows) + 1)]
                 kernel = NativeKernel("Linear2GatedResidual" + suffix, made, attributes={"gate_at": 1})
