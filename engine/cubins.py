@@ -22,6 +22,7 @@ __all__ = [
     "FORMAT",
     "MANIFEST",
     "Argument",
+    "ConditionSpec",
     "CubinManifest",
     "GpuKernel",
     "GpuProgram",
@@ -33,7 +34,7 @@ __all__ = [
     "read_manifest",
 ]
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 _MANIFEST_LIMIT = 64 << 20
 
@@ -118,12 +119,23 @@ class ScratchSpec:
 
 
 @dataclass(frozen=True)
+class ConditionSpec:
+    """What a call must hold to: `value` is at most (relation `<=`) or equal to (`=`) `other`, expressions over dimensions and int
+    attributes."""
+
+    value: str
+    relation: str
+    other: str
+
+
+@dataclass(frozen=True)
 class GpuProgram:
     """What one op runs on a GPU."""
 
     version: int
     scratch: tuple[ScratchSpec, ...]
     launches: tuple[LaunchSpec, ...]
+    conditions: tuple[ConditionSpec, ...]
 
 
 @dataclass(frozen=True)
@@ -200,6 +212,8 @@ def _manifest(data: Json, where: str) -> CubinManifest:
 def _kernel(data: Json, where: str) -> GpuKernel:
     keys = ("arguments", "hidden", "sizes", "grid", "flops", "moved_bytes", "tensor_core", "variants")
     fields = expect_map(data, where, keys)
+    if not fields["arguments"]:
+        raise SpecError(f"{where}: a kernel without arguments")
     return GpuKernel(
         arguments=tuple(_argument(row, where) for row in expect_list(fields["arguments"], where)),
         hidden=_strings(fields["hidden"], where),
@@ -262,8 +276,8 @@ def _image(data: Json, where: str) -> Image:
 
 
 def _program(data: Json, where: str) -> GpuProgram:
-    fields = expect_map(data, where, ("version", "scratch", "launches"))
-    scratch, launches = [], []
+    fields = expect_map(data, where, ("version", "scratch", "launches", "conditions"))
+    scratch, launches, conditions = [], [], []
     for row in expect_list(fields["scratch"], where):
         texts = _texts(expect_map(row, where, ("name", "dtype", "elements")), where)
         scratch.append(ScratchSpec(**texts))
@@ -271,7 +285,14 @@ def _program(data: Json, where: str) -> GpuProgram:
         launch = expect_map(row, where, ("kernel", "arguments", "constants"))
         arguments, constants = (_texts(expect_map(launch[key], where), where) for key in ("arguments", "constants"))
         launches.append(LaunchSpec(expect(launch["kernel"], str, where), arguments, constants))
-    return GpuProgram(expect(fields["version"], int, where), tuple(scratch), tuple(launches))
+    if not launches:
+        raise SpecError(f"{where}: a program without launches would leave its outputs unset")
+    for row in expect_list(fields["conditions"], where):
+        texts = _texts(expect_map(row, where, ("value", "relation", "other")), where)
+        if texts["relation"] not in ("<=", "="):
+            raise SpecError(f"{where}: relation {texts['relation']!r}, expected <= or =")
+        conditions.append(ConditionSpec(**texts))
+    return GpuProgram(expect(fields["version"], int, where), tuple(scratch), tuple(launches), tuple(conditions))
 
 
 def _strings(data: Json, where: str) -> tuple[str, ...]:

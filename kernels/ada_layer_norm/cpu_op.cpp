@@ -10,7 +10,9 @@ class AdaNorm final : public Kernel {
   explicit AdaNorm(const Node& node)
       : factor_at_(columns_at(node, "factor_at")),
         shift_at_(columns_at(node, "shift_at")),
-        epsilon_(node.real("epsilon")) {}
+        epsilon_(node.real("epsilon")) {
+    if (!(epsilon_ >= 0)) throw OpError("attribute epsilon is " + std::to_string(epsilon_) + ", expected 0 or more");
+  }
 
   void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const override {
     const Tensor& x = inputs[0];

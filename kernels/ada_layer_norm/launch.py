@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitrify.engine.dtypes import DType
-from vitrify.kernels.aot.description import ACTIVATION, Integer, Kernel, Launch, Pointer, Program, as_float32
+from vitrify.kernels.aot.description import ACTIVATION, Condition, Integer, Kernel, Launch, Pointer, Program, as_float32
 
 __all__ = ["PROGRAMS"]
 
@@ -35,7 +35,8 @@ def _program(op: str, name: str, centred: int) -> Program:
         moved_bytes="2 * itemsize * batch * tokens * width + 8 * batch * width",
     )
     launch = Launch(kernel, constants={"BLOCK": f"max({_BLOCKS[0]}, power(width))", "EPSILON": "epsilon"})
-    return Program(op=op, version=1, launches=(launch,))
+    conditions = tuple(Condition(f"{at} + width", "<=", "columns") for at in ("factor_at", "shift_at"))
+    return Program(op=op, version=1, launches=(launch,), conditions=conditions)
 
 
 PROGRAMS = (_program("AdaLayerNorm", "ada_layer_norm", 1), _program("AdaRMSNorm", "ada_rms_norm", 0))

@@ -11,12 +11,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from vitrify.engine.dtypes import DType
 
 __all__ = [
     "ACTIVATION",
     "HIDDEN_ARGUMENTS",
+    "Condition",
     "Constant",
     "Integer",
     "Kernel",
@@ -128,13 +130,24 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """What a call must hold to that equal names of dimensions do not say: `value` is at most (`<=`) or equal to (`=`)
+    `other`, expressions over dimensions and int attributes."""
+
+    value: str
+    relation: Literal["<=", "="]
+    other: str
+
+
+@dataclass(frozen=True)
 class Program:
-    """What one op runs. `op` and `version` are its contract's."""
+    """What one op runs. `op` and `version` are its contract's. A call that breaks a condition launches nothing."""
 
     op: str
     version: int
     launches: tuple[Launch, ...]
     scratch: tuple[Scratch, ...] = ()
+    conditions: tuple[Condition, ...] = ()
 
 
 def as_float32(value: float) -> float:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vitrify.engine.cubins import Argument, CubinManifest, GpuKernel, GpuProgram, Image, LaunchSpec, ScratchSpec, VariantSpec
+from vitrify.engine.cubins import (
+    Argument,
+    ConditionSpec,
+    CubinManifest,
+    GpuKernel,
+    GpuProgram,
+    Image,
+    LaunchSpec,
+    ScratchSpec,
+    VariantSpec,
+)
 from vitrify.engine.dtypes import DType
 from vitrify.engine.errors import SpecError
 from vitrify.kernels import registry
@@ -73,10 +83,12 @@ def _program(program: Program) -> GpuProgram:
     floats = {a.name for a in contract.attributes if a.kind is float}
     where = f"op {program.op}"
     _check(where, tuple(s.elements for s in program.scratch), numbers)
+    _check(where, tuple(side for c in program.conditions for side in (c.value, c.other)), numbers)
     return GpuProgram(
         version=program.version,
         scratch=tuple(ScratchSpec(s.name, _dtype(s.dtype), s.elements) for s in program.scratch),
         launches=tuple(_launch(where, launch, tensors, numbers, floats) for launch in program.launches),
+        conditions=tuple(ConditionSpec(c.value, c.relation, c.other) for c in program.conditions),
     )
 
 

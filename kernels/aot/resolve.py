@@ -47,9 +47,15 @@ def resolve(
 ) -> tuple[ResolvedLaunch, ...]:
     """The launches of one call. Whether their variants were compiled is not asked here.
 
-    Raises SpecError for a whole number that is not the multiple that its kernel was compiled for, or beyond int32.
+    Raises SpecError for a condition that the call breaks, and for a whole number that is not the multiple that its kernel was
+    compiled for, or beyond int32.
     """
     values = {**dims, **{name: value for name, value in attributes.items() if isinstance(value, int)}}
+    for condition in program.conditions:
+        value, other = evaluate(condition.value, values), evaluate(condition.other, values)
+        if value > other or (condition.relation == "=" and value != other):
+            most = "at most " if condition.relation == "<=" else ""
+            raise SpecError(f"op {program.op}: {condition.value} is {value}, expected {most}{other} ({condition.other})")
     return tuple(_launch(program.op, launch, activation, values, attributes) for launch in program.launches)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitrify.engine.dtypes import DType
-from vitrify.kernels.aot.description import ACTIVATION, Integer, Kernel, Launch, Pointer, Program, Scratch, as_float32
-from vitrify.kernels.qk_norm_rope.launch import HEAD_DIMS, NORM_ROPE, QUERY_NORM_ROPE
+from vitrify.kernels.aot.description import ACTIVATION, Condition, Integer, Kernel, Launch, Pointer, Program, Scratch, as_float32
+from vitrify.kernels.qk_norm_rope.launch import HEAD_DIMS, HEADS_FIT, NORM_ROPE, QUERY_NORM_ROPE
 
 __all__ = ["PROGRAMS"]
 
@@ -109,11 +109,17 @@ _ALL = "(tokens_0 + tokens_1)"
 
 PROGRAMS = (
     Program(op="FusedAttention", version=1, launches=(Launch(_SELF, _ONE_PART, {**_PICK, "CAUSAL": "causal"}),)),
-    Program(op="FusedAttentionBias", version=1, launches=(Launch(_WITH_BIAS, {**_ONE_PART, "heads": "num_heads"}, _PICK),)),
+    Program(
+        op="FusedAttentionBias",
+        version=1,
+        launches=(Launch(_WITH_BIAS, {**_ONE_PART, "heads": "num_heads"}, _PICK),),
+        conditions=(Condition("heads", "=", "num_heads"),),
+    ),
     Program(
         op="FusedAttentionNormRotary",
         version=1,
         scratch=_scratch("tokens"),
+        conditions=HEADS_FIT,
         launches=(
             *_turned("", "tokens", "tokens", "0"),
             Launch(_NORM_ROTARY, {**_ONE_PART, **_FROM_TURNED, "keys": "tokens"}, {"HEAD_DIM": _HEAD_DIM}),
@@ -123,6 +129,7 @@ PROGRAMS = (
         op="FusedAttention2NormRotary",
         version=1,
         scratch=_scratch(_ALL),
+        conditions=HEADS_FIT,
         launches=(
             *_turned("_0", "tokens_0", _ALL, "0"),
             *_turned("_1", "tokens_1", _ALL, "tokens_0"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitrify.engine.dtypes import DType
-from vitrify.kernels.aot.description import ACTIVATION, Integer, Kernel, Launch, Pointer, Program
+from vitrify.kernels.aot.description import ACTIVATION, Condition, Integer, Kernel, Launch, Pointer, Program
 
 __all__ = ["PROGRAMS"]
 
@@ -27,4 +27,6 @@ _KERNEL = Kernel(
     moved_bytes="3 * itemsize * batch * tokens * width + 4 * batch * width",
 )
 
-PROGRAMS = (Program(op="GatedResidual", version=1, launches=(Launch(_KERNEL),)),)
+_INSIDE = Condition("gate_at + width", "<=", "columns")
+
+PROGRAMS = (Program(op="GatedResidual", version=1, launches=(Launch(_KERNEL),), conditions=(_INSIDE,)),)

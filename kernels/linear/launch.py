@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitrify.engine.dtypes import DType
-from vitrify.kernels.aot.description import ACTIVATION, Integer, Kernel, Launch, Pointer, Program
+from vitrify.kernels.aot.description import ACTIVATION, Condition, Integer, Kernel, Launch, Pointer, Program
 
 __all__ = ["PROGRAMS"]
 
@@ -13,6 +13,7 @@ _GATED = (Pointer("modulation", DType.FLOAT32), Pointer("residual", ACTIVATION))
 _Y = Pointer("y", ACTIVATION, written=True)
 _TOKENS, _IN_0, _IN_1, _OUT = Integer("tokens"), Integer("in_0", 16), Integer("in_1", 16), Integer("out", 16)
 _GATE = (Integer("columns", 16), Integer("gate_at", 16))
+_INSIDE = Condition("gate_at + out", "<=", "columns")
 
 
 def _kernel(
@@ -46,6 +47,7 @@ PROGRAMS = (
     Program(
         op="LinearGatedResidual",
         version=1,
+        conditions=(_INSIDE,),
         launches=(
             Launch(
                 _kernel("linear_gated_residual", (_X, _WEIGHT, _BIAS, *_GATED), (_TOKENS, _IN_0, _OUT, *_GATE), "in_0", 2),
@@ -56,6 +58,7 @@ PROGRAMS = (
     Program(
         op="Linear2GatedResidual",
         version=1,
+        conditions=(_INSIDE,),
         launches=(
             Launch(
                 _kernel(

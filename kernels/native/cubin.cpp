@@ -72,6 +72,13 @@ const GpuProgram& GpuKernels::program(const GpuCall& call) const {
     throw NoKernel(call.op + ": the GPU kernels are of version " + std::to_string(found->second.version) +
                    ", expected " + std::to_string(call.version));
   }
+  for (const GpuCondition& condition : found->second.conditions) {
+    const int64_t value = evaluated(call.op, condition.value, call.numbers);
+    const int64_t other = evaluated(call.op, condition.other, call.numbers);
+    if (condition.equal ? value == other : value <= other) continue;
+    throw NoKernel(call.op + ": " + condition.value + " is " + std::to_string(value) + ", expected " +
+                   (condition.equal ? "" : "at most ") + std::to_string(other) + " (" + condition.other + ")");
+  }
   return found->second;
 }
 
@@ -80,9 +87,12 @@ std::vector<std::pair<const char*, size_t>> GpuKernels::scratch(const GpuCall& c
   for (const GpuScratch& buffer : program(call).scratch) {
     const std::string where = call.op + ", scratch " + buffer.name;
     const int64_t elements = evaluated(where, buffer.elements, call.numbers);
-    if (elements < 0) throw ManifestError(where + ": a negative size");
     const std::string& dtype = buffer.dtype == "activation" ? call.activation : buffer.dtype;
-    bytes.emplace_back(buffer.name.c_str(), static_cast<size_t>(elements) * element_bytes(where, dtype));
+    int64_t size = 0;
+    if (elements < 0 || __builtin_mul_overflow(elements, element_bytes(where, dtype), &size)) {
+      throw ManifestError(where + ": a size of " + std::to_string(elements) + " elements");
+    }
+    bytes.emplace_back(buffer.name.c_str(), static_cast<size_t>(size));
   }
   return bytes;
 }

@@ -62,6 +62,7 @@ void read_attributes(const Operator& op, int count, const char* const* names, co
       throw OpError(std::string("attribute ") + op.attributes[i].name + " is missing");
     }
   }
+  check_attributes(op, node.attributes);
 }
 
 // The tasks one by one off a shared counter, on threads that live for this call.

@@ -8,7 +8,7 @@
 namespace vitrify {
 namespace {
 
-constexpr int64_t kFormat = 2;
+constexpr int64_t kFormat = 3;
 
 std::vector<std::string> strings(const Json& list, const std::string& where) {
   std::vector<std::string> found;
@@ -91,6 +91,7 @@ GpuKernel read_kernel(const std::string& name, const Json& fields, const std::st
                                 counted<int64_t>(row, "divisible_by", where, 1, 1 << 20),
                                 counted<int64_t>(row, "least", where, 0, 1 << 20)});
   }
+  if (kernel.arguments.empty()) throw ManifestError(where + ": a kernel without arguments");
   kernel.hidden = strings(fields.at("hidden", where), where + ", hidden").size();
   kernel.sizes = strings(fields.at("sizes", where), where + ", sizes");
   kernel.grid = strings(fields.at("grid", where), where + ", grid");
@@ -125,6 +126,15 @@ GpuProgram read_program(const GpuManifest& manifest, const Json& fields, const s
     program.launches.push_back({&kernel->second, texts(row.at("arguments", where), where + ", arguments"),
                                 texts(row.at("constants", where), where + ", constants")});
   }
+  if (program.launches.empty())
+    throw ManifestError(where + ": a program without launches would leave its outputs unset");
+  for (const Json& row : fields.at("conditions", where).array(where + ", conditions")) {
+    auto found = texts(row, where + ", conditions");
+    if (found["relation"] != "<=" && found["relation"] != "=") {
+      throw ManifestError(where + ": relation '" + found["relation"] + "', expected <= or =");
+    }
+    program.conditions.push_back({found["value"], found["relation"] == "=", found["other"]});
+  }
   return program;
 }
 
@@ -143,10 +153,12 @@ const std::string& GpuLaunch::given(const std::string& name) const {
 }
 
 std::string read_file(const std::string& path) {
-  std::ifstream stream(path, std::ios::binary);
-  std::string text((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
-  if (!stream.is_open() || stream.bad()) throw ManifestError(path + " cannot be read; run: vitrify kernels build");
-  return text;
+  try {
+    std::ifstream stream(path, std::ios::binary);
+    if (stream.is_open()) return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+  } catch (const std::ios_base::failure&) {  // The standard library's buffer throws, whatever the stream was told.
+  }
+  throw ManifestError(path + " cannot be read; run: vitrify kernels build");
 }
 
 GpuManifest GpuManifest::read(const std::string& folder) {

@@ -75,10 +75,18 @@ struct GpuScratch {
   std::string elements;
 };
 
+// What a call must hold to: `value` is at most `other`, or equal to it.
+struct GpuCondition {
+  std::string value;
+  bool equal;
+  std::string other;
+};
+
 struct GpuProgram {
   int64_t version;
   std::vector<GpuScratch> scratch;
   std::vector<GpuLaunch> launches;
+  std::vector<GpuCondition> conditions;
 };
 
 struct GpuManifest {

@@ -110,6 +110,10 @@ struct Operator {
   Create create;
 };
 
+// Throws OpError unless every integer is whole and such as a double holds exactly, and every real a finite float.
+// values: in the operator's order.
+void check_attributes(const Operator& op, const double* values);
+
 // All operators of this library (ops.cpp).
 extern const Operator* const kOperators[];
 extern const int kOperatorCount;

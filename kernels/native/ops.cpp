@@ -1,4 +1,5 @@
 // The operators of this library: one line for each.
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <stdexcept>
@@ -87,6 +88,22 @@ size_t dtype_size(DType dtype) {
       return 8;
   }
   return 0;
+}
+
+void check_attributes(const Operator& op, const double* values) {
+  constexpr double kExact = 9007199254740992.0;  // 2⁵³
+  for (int i = 0; i < op.attribute_count; ++i) {
+    const AttributeContract& attribute = op.attributes[i];
+    const bool integer = attribute.kind == AttributeKind::integer;
+    const double value = values[i];
+    if (integer ? std::abs(value) < kExact && value == std::trunc(value) : std::isfinite(static_cast<float>(value))) {
+      continue;
+    }
+    char number[32];
+    std::snprintf(number, sizeof(number), "%.17g", value);
+    throw OpError(std::string("attribute ") + attribute.name + " is " + number + ", expected " +
+                  (integer ? "a whole number below 2^53" : "a finite float32"));
+  }
 }
 
 double Node::value(const char* attribute) const {

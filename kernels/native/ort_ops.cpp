@@ -217,6 +217,7 @@ void create(NodeKernel& me, const OrtKernelInfo* info) {
   if (!self.refusal.empty()) throw OpError(self.refusal);
   for (int i = 0; i < op.attribute_count; ++i)
     me.attributes[i] = read_attribute(api, op.attributes[i], info);
+  check_attributes(op, me.attributes);
   if (self.gpu != nullptr) return;  // Its constants lie in GPU memory and are used as they are.
   Node node;
   node.op = &op;

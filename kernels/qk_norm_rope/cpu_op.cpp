@@ -8,6 +8,7 @@ class QkNormRope final : public Kernel {
  public:
   explicit QkNormRope(const Node& node) : heads_(node.integer("num_heads")), epsilon_(node.real("epsilon")) {
     if (heads_ < 1) throw OpError("attribute num_heads is " + std::to_string(heads_) + ", expected 1 or more");
+    if (!(epsilon_ >= 0)) throw OpError("attribute epsilon is " + std::to_string(epsilon_) + ", expected 0 or more");
   }
 
   void run(const Tensor* inputs, const Tensor* outputs, const Parallel& parallel) const override {

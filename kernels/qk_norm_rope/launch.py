@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitrify.engine.dtypes import DType
-from vitrify.kernels.aot.description import ACTIVATION, Integer, Kernel, Launch, Pointer, Program, as_float32
+from vitrify.kernels.aot.description import ACTIVATION, Condition, Integer, Kernel, Launch, Pointer, Program, as_float32
 
-__all__ = ["EPSILON", "HEAD_DIMS", "NORM_ROPE", "PROGRAMS", "QUERY_NORM_ROPE"]
+__all__ = ["EPSILON", "HEADS_FIT", "HEAD_DIMS", "NORM_ROPE", "PROGRAMS", "QUERY_NORM_ROPE"]
 
 HEAD_DIMS = (32, 128)
 """Of the transformers in the tree: the sample's and FLUX.1's."""
@@ -43,10 +43,14 @@ QUERY_NORM_ROPE = replace(
 )
 """The same for an attention's queries, which it scales as well."""
 
+HEADS_FIT = (Condition("head_dim", "=", "width / num_heads"), Condition("2 * half", "=", "head_dim"))
+"""The norm's weights and the rotary tables are those of one head."""
+
 PROGRAMS = (
     Program(
         op="QkNormRope",
         version=1,
+        conditions=HEADS_FIT,
         launches=(
             Launch(
                 NORM_ROPE,

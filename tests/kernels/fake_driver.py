@@ -64,11 +64,11 @@ for given in work["calls"] if gpu else ():
         setattr(call, part + "_names", ctypes.addressof(kept[-2]))
         setattr(call, part + "s", ctypes.addressof(kept[-1]))
     scratch, name, size = {}, ctypes.c_char_p(), ctypes.c_int64()
-    while library.vitrify_gpu_scratch(ctypes.c_void_p(gpu), ctypes.byref(call), len(scratch),
-                                      ctypes.byref(name), ctypes.byref(size)) == 1:
+    while (more := library.vitrify_gpu_scratch(ctypes.c_void_p(gpu), ctypes.byref(call), len(scratch),
+                                               ctypes.byref(name), ctypes.byref(size))) == 1:
         scratch[name.value.decode()] = size.value
-    done = library.vitrify_gpu_run(ctypes.c_void_p(gpu), ctypes.byref(call), ctypes.c_void_p(work["stream"]))
-    answers.append(library.vitrify_error().decode() if done else scratch)
+    failed = more or library.vitrify_gpu_run(ctypes.c_void_p(gpu), ctypes.byref(call), ctypes.c_void_p(work["stream"]))
+    answers.append(library.vitrify_error().decode() if failed else scratch)
 library.vitrify_gpu_close(ctypes.c_void_p(gpu)) if gpu else None
 print(json.dumps(answers))
 """

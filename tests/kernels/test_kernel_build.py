@@ -131,13 +131,19 @@ def _image(data: dict[str, object]) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data.update(format=1), "format 1, this version reads 2"),
+        (lambda data: data.update(format=1), "format 1, this version reads 3"),
         (lambda data: data.pop("compiler"), r"missing fields \['compiler'\]"),
         (lambda data: _image(data).update(file="../evil.cubin"), "is no plain name"),
         (lambda data: _image(data).update(parameters=[[0]]), "pairs of offset and size"),
         (lambda data: _image(data).update(num_warps="4"), "num_warps: got str '4', expected int"),
         (lambda data: data["kernels"].pop("residual_diff_total"), "launches 'residual_diff_total', which is no kernel"),
         (lambda data: data["kernels"]["residual_diff"]["arguments"][0].update(type="float"), "expected pointer or int32"),
+        (lambda data: data["kernels"]["residual_diff"].update(arguments=[]), "a kernel without arguments"),
+        (lambda data: data["programs"]["ResidualDiff"].update(launches=[]), "a program without launches"),
+        (
+            lambda data: data["programs"]["ResidualDiff"].update(conditions=[{"value": "1", "relation": "<", "other": "2"}]),
+            "relation '<', expected <= or =",
+        ),
     ],
 )
 def test_a_damaged_manifest_is_named(built: Path, tmp_path: Path, change: Callable[[object], object], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,13 @@ from tests.kernels.gpu_cases import CASES
 from tests.kernels.gpu_reference import tensor_dtypes
 from vitrify.engine import cubins
 from vitrify.engine.dtypes import DType
+from vitrify.engine.errors import SpecError
 from vitrify.kernels import registry
 from vitrify.kernels.aot import cubin
 from vitrify.kernels.aot.compile import compile_variant
 from vitrify.kernels.aot.manifest import describe
 from vitrify.kernels.aot.programs import programs, variants
-from vitrify.kernels.aot.resolve import scratch_elements
+from vitrify.kernels.aot.resolve import resolve, scratch_elements
 from vitrify.kernels.aot.targets import arch
 from vitrify.kernels.aot.tiles import tile
 
@@ -198,6 +200,45 @@ def test_attention_without_keys_is_named(fake: Path, folder: Path, op: str, tmp_
     assert not [row for row in asked if row["call"] == "launch"]
 
 
+@pytest.mark.parametrize(
+    ("op", "change", "message"),
+    [
+        ("GatedResidual", {"gate_at": 144}, "gate_at + width is 208, expected at most 192 (columns)"),
+        ("GatedResidual", {"gate_at": -16}, "gate_at is -16, its kernel takes 0 or more"),
+        ("GatedResidual", {"gate_at": 2**63 - 1}, "expression 'gate_at + width': a number beyond 64 bits"),
+        ("AdaLayerNorm", {"factor_at": 144}, "factor_at + width is 208, expected at most 192 (columns)"),
+        ("AdaRMSNorm", {"shift_at": 144}, "shift_at + width is 208, expected at most 192 (columns)"),
+        ("LinearGatedResidual", {"gate_at": 64}, "gate_at + out is 112, expected at most 96 (columns)"),
+        ("Linear2GatedResidual", {"columns": 80}, "gate_at + out is 96, expected at most 80 (columns)"),
+        ("FusedAttentionBias", {"heads": 1}, "heads is 1, expected 2 (num_heads)"),
+        ("FusedAttentionNormRotary", {"head_dim": 16}, "head_dim is 16, expected 32 (width / num_heads)"),
+        ("FusedAttention2NormRotary", {"half": 8}, "2 * half is 16, expected 32 (head_dim)"),
+        ("QkNormRope", {"num_heads": 0}, "expression 'width / num_heads': 64 / 0 is no whole number"),
+    ],
+)
+def test_sizes_that_contradict_each_other_are_named(
+    fake: Path, folder: Path, op: str, change: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    """A kernel would read beyond a tensor's end; both readers of the description say so."""
+    call = call_of(op, DType.BFLOAT16)
+    call["numbers"].update(change)
+    assert message in refused(fake, folder, call, tmp_path)
+    if "expected" in message:
+        dims, attributes = (
+            {k: call["numbers"].get(k, v) for k, v in known.items()} for known in (CASES[op].dims, CASES[op].attributes)
+        )
+        with pytest.raises(SpecError, match=re.escape(message)):
+            resolve(programs()[op], DType.BFLOAT16, dims, attributes)
+
+
+def test_scratch_beyond_64_bits_is_named(fake: Path, folder: Path, tmp_path: Path) -> None:
+    data = json.loads((folder / cubins.MANIFEST).read_bytes())
+    data["programs"]["ResidualDiff"]["scratch"][0]["elements"] = str(2**62)
+    (tmp_path / cubins.MANIFEST).write_text(json.dumps(data))
+    message = refused(fake, tmp_path, call_of("ResidualDiff", DType.BFLOAT16), tmp_path)
+    assert message == f"ResidualDiff, scratch partial: a size of {2**62} elements"
+
+
 def test_too_little_shared_memory_is_named(fake: Path, folder: Path, tmp_path: Path) -> None:
     call = call_of("TaylorPredict1", DType.FLOAT16)
     message = refused(fake, folder, call, tmp_path, FAKE_CUDA_SHARED="511")
@@ -223,8 +264,12 @@ def _image(data: dict[str, Any]) -> dict[str, Any]:
         (lambda data: _image(data).update(num_warps="4"), "num_warps is a string, expected an integer"),
         (lambda data: _image(data).pop("entry"), "has no field 'entry'"),
         (lambda data: _kernel(data).update(grid=["1"] * 4), "a grid has one to three sizes"),
-        (lambda data: data.update(format=9), "format 9, this library reads 2"),
+        (lambda data: data.update(format=9), "format 9, this library reads 3"),
         (lambda data: data["kernels"].pop("taylor_predict_1"), "launches 'taylor_predict_1', which is no kernel of it"),
+        (lambda data: _kernel(data).update(arguments=[], hidden=[]), "kernel taylor_predict_1: a kernel without arguments"),
+        (lambda data: data["programs"]["Linear"].update(launches=[]), "program Linear: a program without launches would leave"),
+        (lambda data: data["programs"]["QkNormRope"]["conditions"][0].update(relation="<"), "relation '<', expected <= or ="),
+        (lambda data: data["programs"]["QkNormRope"].pop("conditions"), "has no field 'conditions'"),
     ],
 )
 def test_a_manifest_that_is_not_sound_is_refused_when_opened(
@@ -237,6 +282,12 @@ def test_a_manifest_that_is_not_sound_is_refused_when_opened(
     assert answer.startswith(str(tmp_path / cubins.MANIFEST))
     assert message in answer
     assert asked == []
+
+
+def test_a_manifest_that_is_a_folder_is_refused(fake: Path, tmp_path: Path) -> None:
+    (tmp_path / cubins.MANIFEST).mkdir()
+    (answer,), _asked = run(fake, tmp_path, [], tmp_path)
+    assert answer == f"{tmp_path / cubins.MANIFEST} cannot be read; run: vitrify kernels build"
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a":1}{', "[" * 100, '{"format":1,"format":1}', '{"format":1e400}', '"\\u0041"'])

@@ -14,6 +14,8 @@ import pytest
 from tests.kernels.op_models import one_op_model, session
 from vitrify.engine import native_library
 from vitrify.engine.errors import BackendError
+from vitrify.engine.native_kernel import NativeKernel
+from vitrify.kernels import registry
 
 
 def arrays(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -134,3 +136,43 @@ def test_the_library_exports_nothing_but_its_interface() -> None:
     ).stdout
     names = {line.split()[-1] for line in listing.splitlines()}
     assert {name for name in names if not name.startswith("vitrify_")} == {"RegisterCustomOps"}
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "message"),
+    [
+        # With the 2000 columns added, beyond 64 bits: a place before the table.
+        (
+            "LinearGatedResidual",
+            {"gate_at": 2**63 - 1024},
+            "attribute gate_at is 9.22.*e\\+18, expected a whole number below 2\\^53",
+        ),
+        ("LinearGatedResidual", {"gate_at": 0.5}, "attribute gate_at is 0.5, expected a whole number"),
+        ("LinearGatedResidual", {"gate_at": -1}, "attribute gate_at is -1, expected 0 or more"),
+        ("GatedResidual", {"gate_at": float("nan")}, "attribute gate_at is -?nan, expected a whole number"),
+        (
+            "AdaLayerNorm",
+            {"factor_at": 0, "shift_at": 0, "epsilon": float("nan")},
+            "attribute epsilon is -?nan, expected a finite",
+        ),
+        (
+            "FusedAttention",
+            {"num_heads": 1, "causal": 0, "scale": 1e300},
+            "attribute scale is 1.*e\\+300, expected a finite float32",
+        ),
+    ],
+)
+def test_attributes_that_are_no_numbers_of_their_kind_are_named(op: str, attributes: dict[str, float], message: str) -> None:
+    weight = np.ones((2000, 8), np.float32)
+    constants = [weight if tensor.name == "weight" else None for tensor in registry.contract(op).inputs]
+    with pytest.raises(BackendError, match=f"{op}: {message}"):
+        NativeKernel(op, constants, attributes=attributes)
+
+
+def test_an_attribute_beyond_a_doubles_whole_numbers_is_named_when_the_session_opens() -> None:
+    constants = {"weight": np.ones((2000, 8), np.float32)}
+    model = one_op_model("LinearGatedResidual", attributes={"gate_at": 2**63 - 1}, constants=constants, with_body=False)
+    with pytest.raises(
+        onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException, match=r"attribute gate_at is 9\.22.*below 2\^53"
+    ):
+        session(model.SerializeToString(), library=True)
