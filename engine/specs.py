@@ -89,6 +89,13 @@ class Dim:
         low = self.min + (value - self.min) // self.step * self.step
         return (low,) if low == value else (low, low + self.step)
 
+    def longest(self, value: int) -> int | None:
+        """The largest allowed value up to `value`; None where all are larger."""
+        if value < self.min:
+            return None
+        capped = min(value, self.max)
+        return capped - (capped - self.min) % self.step
+
     def __str__(self) -> str:
         if self.min == self.max:
             return str(self.min)

@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from vitrify.engine.artifact import Artifact
 from vitrify.engine.component import ComponentModel
-from vitrify.engine.denoiser import Denoiser
+from vitrify.engine.denoiser import CONDITION_ROWS, Denoiser
 from vitrify.engine.device import Device
 from vitrify.engine.errors import RequestError, SpecError
 from vitrify.engine.session import Backend, SessionHolder
 from vitrify.engine.specs import ComponentSpec, Dim
+from vitrify.runtime.sealed import check_named
 
 __all__ = ["KEEP", "CompiledDenoiser", "CompiledModel", "GraphModel"]
 
@@ -80,9 +81,8 @@ class GraphModel:
         return sizes
 
     def _chunk(self, left: int) -> int:
-        size = min(left, self._rows.max)
-        size -= (size - self._rows.min) % self._rows.step if size >= self._rows.min else size
-        if size < 1:
+        size = self._rows.longest(left)
+        if size is None:
             raise RequestError(f"{self._graph.path}: {self._rows.name}={left} is outside what it was compiled for: {self._rows}")
         return size
 
@@ -142,5 +142,13 @@ class CompiledDenoiser(_Compiled[Denoiser]):
 
     def load_model(self) -> Denoiser:
         """Its segments, opened at the first request: the loop's stay open unless keep is "none", `condition` only with "all"."""
-        keep_loop, keep_condition = self.keep != "none", self.keep == "all"
-        return Denoiser(self.backend, self.artifact.root, self.spec, keep_loop=keep_loop, keep_condition=keep_condition)
+        dims = self.artifact.manifest.dims
+        check_named("dims", dims, (CONDITION_ROWS,))
+        return Denoiser(
+            self.backend,
+            self.artifact.root,
+            self.spec,
+            keep_loop=self.keep != "none",
+            keep_condition=self.keep == "all",
+            condition_rows=dims[CONDITION_ROWS],
+        )

@@ -178,6 +178,12 @@ def test_a_dimension_knows_its_raster() -> None:
 
 
 @given(dims(), st.integers(-100, 10_000))
+def test_the_longest_value_is_the_last_allowed_one_up_to_it(dim: Dim, value: int) -> None:
+    below = [n for n in range(dim.min, dim.max + 1, dim.step) if n <= value]
+    assert dim.longest(value) == (below[-1] if below else None)
+
+
+@given(dims(), st.integers(-100, 10_000))
 def test_the_nearest_values_are_allowed_and_near(dim: Dim, value: int) -> None:
     near = dim.nearest(value)
     assert near
