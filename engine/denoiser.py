@@ -19,7 +19,7 @@ import numpy as np
 
 from vitrify.engine.errors import BackendError, RequestError, SpecError
 from vitrify.engine.session import Array, Backend, Plan, Session, SessionHolder, aligned_empty
-from vitrify.engine.specs import ComponentSpec, Dim, TensorSpec
+from vitrify.engine.specs import LOOP_SEGMENTS, SEGMENTS, ComponentSpec, Dim, TensorSpec
 
 __all__ = [
     "CONDITION_DIM",
@@ -34,8 +34,6 @@ __all__ = [
     "hidden_tensors",
 ]
 
-LOOP_SEGMENTS = ("embed", "first", "rest", "finish")
-SEGMENTS = ("condition", *LOOP_SEGMENTS)
 CONDITION_ROWS = "condition_rows"
 CONDITION_DIM = Dim(CONDITION_ROWS, 1, 28, 64)
 """What the exporter compiles for, and what a denoiser without a manifest takes: condition's rows of one call."""

@@ -15,7 +15,7 @@ from vitrify.engine.denoiser import CONDITION_ROWS, Denoiser
 from vitrify.engine.device import Device
 from vitrify.engine.errors import RequestError, SpecError
 from vitrify.engine.session import Backend, SessionHolder
-from vitrify.engine.specs import ComponentSpec, Dim
+from vitrify.engine.specs import MODEL, ComponentSpec, Dim
 from vitrify.runtime.sealed import check_named
 
 __all__ = ["KEEP", "CompiledDenoiser", "CompiledModel", "GraphModel"]
@@ -23,7 +23,6 @@ __all__ = ["KEEP", "CompiledDenoiser", "CompiledModel", "GraphModel"]
 KEEP = ("all", "denoiser", "none")
 
 Array = npt.NDArray[Any]
-_MODEL = "model"
 
 
 class GraphModel:
@@ -33,7 +32,7 @@ class GraphModel:
     """
 
     def __init__(self, spec: ComponentSpec, holder: SessionHolder, dims: Mapping[str, Dim]) -> None:
-        self._graph = spec.graphs[_MODEL]
+        self._graph = spec.graphs[MODEL]
         self._holder = holder
         self._dims = dims
         firsts = {str(t.shape[0]) for t in (*self._graph.inputs, *self._graph.outputs)}
@@ -130,9 +129,9 @@ class CompiledModel(_Compiled[GraphModel]):
 
     def load_model(self) -> GraphModel:
         """Its graph, opened at the first call."""
-        if tuple(self.spec.graphs) != (_MODEL,):
-            raise SpecError(f"component {self.spec.name!r} has graphs {list(self.spec.graphs)}, expected {[_MODEL]}")
-        graph = self.spec.graphs[_MODEL]
+        if tuple(self.spec.graphs) != (MODEL,):
+            raise SpecError(f"component {self.spec.name!r} has graphs {list(self.spec.graphs)}, expected {[MODEL]}")
+        graph = self.spec.graphs[MODEL]
         holder = SessionHolder(lambda: self.backend.open(self.artifact.path(graph.path), graph), self.keep == "all")
         return GraphModel(self.spec, holder, self.artifact.manifest.dims)
 
