@@ -27,13 +27,19 @@ from tests.engine.artifact_samples import (
 )
 from vitrify.engine.artifact import Artifact, ArtifactWriter, canonical_bytes
 from vitrify.engine.artifact.onnx_external import ExternalTensor, external_tensors
-from vitrify.engine.errors import ArtifactError
+from vitrify.engine.errors import ArtifactError, SpecError
 
 
 @pytest.fixture
 def art(tmp_path: Path) -> Path:
     build(tmp_path / "art")
     return tmp_path / "art"
+
+
+@pytest.mark.parametrize("verify", ["Full", "ful", None, True])
+def test_an_unknown_way_to_verify_is_refused(art: Path, verify: Any) -> None:
+    with pytest.raises(SpecError, match=f"verify={verify!r} is unknown; known: load, full"):
+        Artifact.open(art, verify=verify)
 
 
 def every_file(art: Path) -> list[Path]:
