@@ -79,7 +79,7 @@ class Mask:
     repeats: int | None = None
 
     def __post_init__(self) -> None:
-        if [self.steps, self.preset, self.share, self.repeats].count(None) != 3:
+        if sum(given is not None for given in (self.steps, self.preset, self.share, self.repeats)) != 1:
             raise SpecError("Mask: give steps, preset, share or repeats, one of them")
         if self.steps is not None:
             if not isinstance(self.steps, tuple | list) or not self.steps or any(s not in (0, 1) for s in self.steps):

@@ -92,6 +92,7 @@ class Denoiser:
                     if self._keep_loop and not self._closed:
                         self._idle.append((key, plan))
                         del self._idle[:-_IDLE_PLANS]
+                del plan  # sessions that close here can give the engine's memory back
 
     def _take(self, key: tuple[int, ...], sessions: Mapping[str, Session]) -> DenoiserPlan:
         with self._lock:
@@ -237,6 +238,7 @@ class DenoiserPlan:
                 for tensor in graph.outputs:
                     plan.bind(tensor.name, tables[tensor.name][start:stop] if tensor.name in tables else self._held[tensor.name])
                 plan.run()
+                del plan
         made = {t.name for t in graph.outputs}
         for name, array in self._held.items():
             if name not in made:

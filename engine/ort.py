@@ -72,13 +72,16 @@ class OrtCpuBackend(Backend):
         says so once, "native" is a BackendError.
     threads: threads of a pool shared by every session of the process (None: one per CPU that the process may use). ONNX Runtime
         makes that pool once: a later backend that asks for another number is a BackendError.
+    Raises SpecError for an unknown `kernels` and for `threads` that are no number of threads.
     """
 
     name = "cpu"
 
     def __init__(self, *, kernels: KernelMode = "auto", threads: int | None = None, ops: Mapping[str, int] | None = None) -> None:
         if kernels not in get_args(KernelMode):
-            raise BackendError(f"kernels={kernels!r} is unknown; known: {', '.join(get_args(KernelMode))}")
+            raise SpecError(f"kernels={kernels!r} is unknown; known: {', '.join(get_args(KernelMode))}")
+        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+            raise SpecError(f"threads={threads!r}: expected a whole number of at least 1, or None for one per core")
         self._ort = _import_onnxruntime()
         _POOL.ensure(self._ort, threads)
         library = native_library.path() if kernels != "portable" else None
@@ -173,8 +176,6 @@ class _Pool:
         with self._lock:
             if self._threads is None:
                 count = threads if threads is not None else len(os.sched_getaffinity(0))
-                if count < 1:
-                    raise BackendError(f"threads: got {threads}, expected at least 1")
                 ort.set_global_thread_pool_sizes(count, 1)
                 self._threads = count
             elif threads is not None and threads != self._threads:

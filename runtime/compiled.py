@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -22,9 +23,16 @@ from vitrify.runtime.caching.probe import ProbeGraph
 from vitrify.runtime.caching.state import lane_state
 from vitrify.runtime.caching.summary import report
 from vitrify.runtime.components import KEEP, CompiledDenoiser
-from vitrify.runtime.context import PixelGenerationContext, resolve
+from vitrify.runtime.context import DOCUMENTED_DEFAULTS, PixelGenerationContext, resolve
 from vitrify.runtime.guidance import Lane, combine, lanes
-from vitrify.runtime.output import DiffusionPipelineOutput, Result, check_output_type, pictures, to_uint8
+from vitrify.runtime.output import (
+    DiffusionPipelineOutput,
+    NotFiniteError,
+    Result,
+    check_output_type,
+    pictures,
+    to_uint8,
+)
 from vitrify.runtime.pipeline import DiffusionPipeline
 from vitrify.runtime.request import PreparedRequest, PromptTruncatedWarning, Size, Text
 from vitrify.runtime.schedulers.registry import open_scheduler
@@ -44,6 +52,10 @@ __all__ = ["Callback", "CompiledPipeline", "Keep"]
 Array = npt.NDArray[Any]
 Keep = Literal["all", "denoiser", "none"]
 Callback = Callable[["CompiledPipeline", int, float, dict[str, Any]], "Mapping[str, Any] | None"]
+"""Called with (pipeline, step, timestep, {"latents": a copy}) after each step; returns what `__call__` says.
+
+step: 0-based. timestep: what the step ran at, a plain float of the scheduler's unit (1000 is pure noise).
+"""
 
 
 class CompiledPipeline(DiffusionPipeline):
@@ -71,6 +83,9 @@ class CompiledPipeline(DiffusionPipeline):
             raise SpecError(f"keep={keep!r} is unknown; known: {', '.join(KEEP)}")
         self.artifact = artifact
         self.keep = keep
+        self._lock = threading.Lock()
+        self._running = 0
+        self._closed = False
         super().__init__(pipeline_config, session, devices, weight_paths, cache_config, **kwargs)
 
     # The hooks that a family fills.
@@ -181,7 +196,7 @@ class CompiledPipeline(DiffusionPipeline):
         if output_type == "latent":
             images = self.denoise(request, callback_on_step_end)
         elif output_type == "np":
-            images = self._decoded(request, self.denoise(request, callback_on_step_end))
+            images = self.draw(request, callback_on_step_end)
         else:
             images = self.execute(request, callback_on_step_end=callback_on_step_end).images
         return Result(
@@ -196,7 +211,8 @@ class CompiledPipeline(DiffusionPipeline):
     def prepare_inputs(self, context: Any) -> PreparedRequest:
         """A request: checked, defaults filled in, prompts tokenised, noise drawn. Raises RequestError naming what is wrong."""
         for name, reason in _CANNOT_ACT.items():
-            if getattr(context, name, None) is not None:
+            given = getattr(context, name, None)
+            if given is not None and not (name in DOCUMENTED_DEFAULTS and given == DOCUMENTED_DEFAULTS[name]):
                 raise RequestError(f"{name}: {reason}")
         size = self.size(check_count(self._ask("height", context), "height"), check_count(self._ask("width", context), "width"))
         schedule = self._scheduled(context, size)
@@ -246,7 +262,20 @@ class CompiledPipeline(DiffusionPipeline):
 
     def execute(self, model_inputs: Any, **kwargs: Any) -> DiffusionPipelineOutput:
         """Images of a prepared request, uint8. kwargs: callback_on_step_end. Raises RequestCancelled, BackendError."""
-        return DiffusionPipelineOutput(to_uint8(self._decoded(model_inputs, self.denoise(model_inputs, **kwargs))))
+        return DiffusionPipelineOutput(to_uint8(self.draw(model_inputs, **kwargs)))
+
+    def draw(self, request: PreparedRequest, callback_on_step_end: Callback | None = None) -> Array:
+        """Images of a prepared request, [rows, height, width, 3] float32 from 0 to 1.
+
+        Raises RequestCancelled, BackendError, and of those NotFiniteError where latents or images are NaN or infinite.
+        """
+        with self._admitted():
+            latents = self._denoised(request, callback_on_step_end, None)
+            with request.timed("decode"):
+                images = self.decode(latents, request.size)
+        if not np.isfinite(images).all():
+            raise NotFiniteError("images are not finite though the latents are: the decoder's weights overflow on them")
+        return images
 
     def denoise(
         self,
@@ -254,36 +283,13 @@ class CompiledPipeline(DiffusionPipeline):
         callback_on_step_end: Callback | None = None,
         observe: Callable[[int, Lane], None] | None = None,
     ) -> Array:
-        """The loop: a request's latents after its last step, [rows, image_tokens, channels] float32, packed.
+        """A request's latents after its last step, [rows, image_tokens, channels] float32, packed.
 
         observe: called with (step, lane) when a lane has run a step; its plan holds that step's states until the next.
+        Raises as `draw` does.
         """
-        with request.timed("encode"):
-            conditions = self._conditions(request)
-        with contextlib.ExitStack() as stack:
-            with request.timed("condition"):
-                running = [self._open(stack, request, branches, conditions) for branches in request.lanes]
-            latents, sigmas = request.latents.copy(), request.schedule.sigmas
-            with request.timed("loop"):
-                for step, timestep in enumerate(request.schedule.timesteps):
-                    predictions: dict[int, Array] = {}
-                    for lane in running:
-                        lane.load(latents)
-                        kwargs = {"plan": lane.plan, "index": step, "probe": lane.probe}
-                        output = self.run_denoising_step(step, lane.cache_state, self.devices[0], **kwargs)
-                        predictions.update(lane.split(output))
-                        if observe is not None:
-                            observe(step, lane)
-                    noise_pred = combine(predictions, request.true_cfg_scale)
-                    latents = self.scheduler.step(latents, noise_pred, sigmas[step], sigmas[step + 1], out=latents)
-                    if callback_on_step_end is not None:
-                        latents = self._call_back(callback_on_step_end, step, timestep, latents)
-            request.reports.extend(filter(None, [report([lane.cache_state for lane in running])]))
-        if not np.isfinite(latents).all():
-            raise BackendError(
-                f"latents are not finite after {len(request.schedule)} steps: the denoiser's weights or inputs overflow"
-            )
-        return latents
+        with self._admitted():
+            return self._denoised(request, callback_on_step_end, observe)
 
     def run_transformer(self, cache_state: DenoisingCacheState, **kwargs: Any) -> tuple[Array, ...]:
         """A lane's step from its segments, in the documented form.
@@ -297,7 +303,17 @@ class CompiledPipeline(DiffusionPipeline):
         return segments.skipped(cache_state, kwargs["plan"], kwargs["index"])
 
     def close(self) -> None:
-        """Close every session once nobody uses it; later requests are a BackendError."""
+        """Refuse new requests from now on (BackendError), and close every session when the last running one has ended.
+
+        It does not wait for those that run.
+        """
+        with self._lock:
+            self._closed = True
+            last = self._running == 0
+        if last:
+            self._close_sessions()
+
+    def _close_sessions(self) -> None:
         for name in self.components or {}:
             getattr(self, name).close()
         self.probe_graph.close()
@@ -309,6 +325,66 @@ class CompiledPipeline(DiffusionPipeline):
         self.close()
 
     # Inside.
+
+    @contextlib.contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """One request that runs: sessions outlive it, whoever closes the pipeline meanwhile."""
+        with self._lock:
+            if self._closed:
+                raise BackendError("this pipeline is closed; load the artifact again")
+            self._running += 1
+        try:
+            yield
+        finally:
+            self._left()
+
+    def _left(self) -> None:
+        with self._lock:
+            self._running -= 1
+            last = self._closed and self._running == 0
+        if last:
+            self._close_sessions()
+
+    def _denoised(
+        self, request: PreparedRequest, callback: Callback | None, observe: Callable[[int, Lane], None] | None
+    ) -> Array:
+        with request.timed("encode"):
+            conditions = self._conditions(request)
+        with contextlib.ExitStack() as stack:
+            with request.timed("condition"):
+                running = [self._open(stack, request, branches, conditions) for branches in request.lanes]
+            with request.timed("loop"):
+                latents = self._loop(request, running, callback, observe)
+            request.reports.extend(filter(None, [report([lane.cache_state for lane in running])]))
+            running.clear()  # plans hold the engine's memory: sessions that close here can give it back
+        if not np.isfinite(latents).all():
+            raise NotFiniteError(
+                f"latents are not finite after {len(request.schedule)} steps: the denoiser's weights or inputs overflow"
+            )
+        return latents
+
+    def _loop(
+        self,
+        request: PreparedRequest,
+        running: Sequence[Lane],
+        callback: Callback | None,
+        observe: Callable[[int, Lane], None] | None,
+    ) -> Array:
+        latents, sigmas = request.latents.copy(), request.schedule.sigmas
+        for step, timestep in enumerate(request.schedule.timesteps.tolist()):
+            predictions: dict[int, Array] = {}
+            for lane in running:
+                lane.load(latents)
+                kwargs = {"plan": lane.plan, "index": step, "probe": lane.probe}
+                output = self.run_denoising_step(step, lane.cache_state, self.devices[0], **kwargs)
+                predictions.update(lane.split(output))
+                if observe is not None:
+                    observe(step, lane)
+            noise_pred = combine(predictions, request.true_cfg_scale)
+            latents = self.scheduler.step(latents, noise_pred, sigmas[step], sigmas[step + 1], out=latents)
+            if callback is not None:
+                latents = self._call_back(callback, step, timestep, latents)
+        return latents
 
     @property
     def has_guidance_embedding(self) -> bool:
@@ -338,7 +414,8 @@ class CompiledPipeline(DiffusionPipeline):
         sigmas, steps = getattr(context, "sigmas", None), getattr(context, "num_inference_steps", None)
         if sigmas is None:
             return self.schedule(check_count(self._ask("num_inference_steps", context), "num_inference_steps"), size, None)
-        if not isinstance(sigmas, Sequence | np.ndarray) or isinstance(sigmas, str) or any(np.ndim(s) for s in sigmas):
+        one_axis = getattr(sigmas, "ndim", 1) == 1
+        if not isinstance(sigmas, Sequence | np.ndarray) or isinstance(sigmas, str) or not one_axis or any(map(np.ndim, sigmas)):
             raise RequestError(f"sigmas: got {sigmas!r}, expected a list of numbers from 0 to 1")
         if steps is not None and steps != len(sigmas):
             raise RequestError(f"num_inference_steps={steps} and {len(sigmas)} sigmas contradict each other; give one of them")
@@ -414,13 +491,6 @@ class CompiledPipeline(DiffusionPipeline):
             probe = stack.enter_context(self.probe_graph.open(plan, state))
         return Lane(branches, plan, state, probe)
 
-    def _decoded(self, request: PreparedRequest, latents: Array) -> Array:
-        with request.timed("decode"):
-            images = self.decode(latents, request.size)
-        if not np.isfinite(images).all():
-            raise BackendError("images are not finite though the latents are: the decoder's weights overflow on them")
-        return images
-
     def _call_back(self, callback: Callback, step: int, timestep: float, latents: Array) -> Array:
         returned = callback(self, step, timestep, {"latents": latents.copy()})
         if not isinstance(returned, Mapping | None):
@@ -442,5 +512,8 @@ _LATENT_AXES = "rows image_tokens channels"
 
 _CANNOT_ACT = {
     "input_image": "drawing from an image is not supported by this pipeline; leave it unset",
+    "strength": "it acts on an input_image alone; leave it unset",
     "timesteps": "schedules are given as sigmas; set those instead",
+    "mask": "this pipeline attends to every text token; leave it unset",
+    "negative_mask": "this pipeline attends to every text token; leave it unset",
 }

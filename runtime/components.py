@@ -61,6 +61,7 @@ class GraphModel:
                 for name, output in outputs.items():
                     plan.bind(name, output[start:stop])
                 plan.run()
+                del plan  # it holds the engine's memory: a session that closes here can give it back
                 start = stop
         return outputs
 

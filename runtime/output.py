@@ -14,18 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrify.engine.artifact import disk
-from vitrify.engine.errors import RequestError, SpecError
+from vitrify.engine.errors import BackendError, RequestError, SpecError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from vitrify.runtime.caching.summary import CacheReport
 
-__all__ = ["OUTPUT_TYPES", "DiffusionPipelineOutput", "Result", "check_output_type", "pictures", "to_uint8"]
+__all__ = ["OUTPUT_TYPES", "DiffusionPipelineOutput", "NotFiniteError", "Result", "check_output_type", "pictures", "to_uint8"]
 
 OUTPUT_TYPES = ("pil", "np", "uint8", "latent")
 
 _CHANNELS = 3
+
+
+class NotFiniteError(BackendError):
+    """A request's latents or images are NaN or infinite."""
 
 
 @dataclass(frozen=True)

@@ -233,8 +233,9 @@ class DiffusionPipeline(ABC):
     def _inside(path: Path, root: Path) -> Path:
         """`path` relative to the model's folder `root`, in which it must lie."""
         relative = Path(os.path.relpath(root / path, root))
-        if relative.parts[0] == "..":
+        if relative.parts[:1] == ("..",):
             raise SpecError(f"weight file {str(path)!r} lies outside the model folder {root}")
         if not (root / relative).is_file():
-            raise SpecError(f"weight file {str(path)!r} does not exist in {root}")
+            what = "is a folder, expected a file" if (root / relative).is_dir() else "does not exist"
+            raise SpecError(f"weight file {str(path)!r} {what} in {root}")
         return relative

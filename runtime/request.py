@@ -63,13 +63,14 @@ class Text:
 
 @dataclass(frozen=True)
 class PreparedRequest:
-    """What `prepare_inputs` makes and `execute` runs.
+    """What `prepare_inputs` makes and `execute` runs. Run it again and it draws the same; timings add up, reports follow.
 
     lanes: the denoiser calls of a step, each as the branches whose rows it holds.
     latents: [rows, image_tokens, channels] float32, packed: the noise. positions: graph input → array.
     seed: what `latents` were drawn from, None if they were given. settings: what a result reports.
     warnings: what was done otherwise than asked. timings: phase → seconds, filled on the way.
-    cache: its step cache, None when off, with the threshold of a first-block decision. reports: what it did, filled by the loop.
+    cache: its step cache, None when off, with the threshold of a first-block decision. reports: what it did, one
+        report a run, filled by the loop.
     """
 
     size: Size

@@ -8,16 +8,18 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, get_args
 
 from vitrify.engine.artifact.layout import resolved, set_aside_path
 from vitrify.engine.artifact.manifest import MAX_MANIFEST_BYTES, FileEntry, Manifest
 from vitrify.engine.artifact.onnx_external import external_tensors
 from vitrify.engine.artifact.paths import ID_NAME, MANIFEST_NAME, check_path
 from vitrify.engine.artifact.safetensors_header import SafetensorsHeader, read_header
-from vitrify.engine.errors import ArtifactError
+from vitrify.engine.errors import ArtifactError, SpecError
 
 __all__ = ["DEFAULT_HASH_LIMIT_BYTES", "Artifact"]
+
+Verify = Literal["load", "full"]
 
 DEFAULT_HASH_LIMIT_BYTES = 256 * 2**20
 _MAX_GRAPH_BYTES = 2**31 - 1
@@ -38,7 +40,7 @@ class Artifact:
         cls,
         path: Path | str,
         *,
-        verify: Literal["load", "full"] = "load",
+        verify: Verify = "load",
         hash_limit_bytes: int = DEFAULT_HASH_LIMIT_BYTES,
         progress: Callable[[int], None] | None = None,
     ) -> Artifact:
@@ -48,8 +50,10 @@ class Artifact:
         the hashes of files smaller than `hash_limit_bytes`, every safetensors header, and that graphs point only into
         their component's weights. verify="full": the hashes of all files.
         progress: called with the number of bytes just hashed.
-        Raises ArtifactError naming the file, what was found and expected, and what to do.
+        Raises ArtifactError naming the file, what was found and expected, and what to do; SpecError for an unknown `verify`.
         """
+        if verify not in get_args(Verify):
+            raise SpecError(f"verify={verify!r} is unknown; known: {', '.join(get_args(Verify))}")
         root = resolved(path)
         try:
             manifest, digest = _read_manifest(root)

@@ -36,6 +36,7 @@ class Progress:
     positions: of the last computed steps, newest first. skips_in_a_row, skips: so far.
     ratio, error: MagCache's running product and sum.
     missed: Σ over the skips since the last computed step of Δσ · Π (position − its polynomial's positions).
+    ended: a step failed, and the state cannot run another. log: a record of each step under a policy, in their order.
     """
 
     step: int | None = None
@@ -64,7 +65,8 @@ class DenoisingCacheState:
     computed: whether the running step was computed; None until that is decided.
     residual_threshold: this request's threshold of the first-block decision.
     The rest is vitrify's. num_inference_steps, sigmas: of the request, for policies that need them (yours to set).
-    policy: the cache that runs. of: what its predictor holds, None until that is known.
+    policy: the cache that runs. uncached: none is meant to, whatever the pipeline's own is.
+    of: what its predictor holds, None until that is known.
     held, factors: its values, of the predictor's own width; the documented fields are the same memory where they coincide.
     spare: where a Taylor value or prediction is written. corrected: where a corrected noise prediction is.
     candidate: the first block's residual of this step (compiled pipelines).
@@ -82,6 +84,7 @@ class DenoisingCacheState:
     num_inference_steps: int | None = None
     sigmas: Sequence[float] | None = None
     policy: Cache | None = None
+    uncached: bool = False
     of: Literal["residual", "output"] | None = None
     held: Array | None = None
     factors: list[Array] = field(default_factory=list)
@@ -177,6 +180,7 @@ def lane_state(
     """
     state = DenoisingCacheState(policy=policy, num_inference_steps=count, sigmas=sigmas, residual_threshold=threshold)
     if policy is None:
+        state.uncached = True
         return state
     predictor = policy.predictor or Hold("output" if policy.compat else None)
     state.of = predictor.of or "residual"

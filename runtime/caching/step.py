@@ -106,7 +106,7 @@ def _measure(state: DenoisingCacheState, residual: Array, reference: Array, sums
 def _begin(hooks: StepHooks, step: int, state: DenoisingCacheState) -> None:
     policy, progress = state.policy, state.progress
     state.computed = None
-    if policy is None and hooks.cache is not None and hooks.cache.enabled and not progress.log:
+    if policy is None and not state.uncached and hooks.cache is not None and hooks.cache.enabled:
         raise SpecError(f"a cache is on ({hooks.cache}), but cache_state was not made by create_cache_state; make it there")
     if progress.ended:
         raise SpecError("this cache state ended with an error; make a fresh one with create_cache_state")

@@ -86,6 +86,8 @@ class FluxPipeline(CompiledPipeline):
         return self._packed(Generator(seed).normal((rows, *shape)))
 
     def text(self, context: Any, guided: bool, note: Callable[[str], None]) -> Text:
+        for side in ("", "negative_"):
+            _check_fields(context, side)
         length = self._text_tokens(context)
         positive, record = self._branch(context, "", None, length, note)
         prompts = len(next(iter((positive.tokens or positive.embeds).values())))
@@ -94,6 +96,8 @@ class FluxPipeline(CompiledPipeline):
             negative, said = self._branch(context, "negative_", prompts, length, note)
             branches.append(negative)
             record |= said
+        else:
+            self._check_idle(context)
         return Text(prompts, length, tuple(branches), record)
 
     def positions(self, context: Any, size: Size, text_tokens: int) -> Mapping[str, Array]:
@@ -170,9 +174,6 @@ class FluxPipeline(CompiledPipeline):
     ) -> tuple[Branch, dict[str, Any]]:
         """One side of the guidance. side: "" or "negative_", before every field's name. prompts: how many, if known."""
         prompt, tokens, embeds = (getattr(context, f"{side}{name}", None) for name in ("prompt", "tokens", "prompt_embeds"))
-        for one, other in (("prompt", "prompt_embeds"), ("tokens", "prompt_embeds"), ("prompt_2", "prompt_embeds")):
-            if getattr(context, side + one, None) is not None and embeds is not None:
-                raise RequestError(f"{side}{one} and {side}{other} say the same thing twice; give one of them")
         if embeds is not None:
             return self._given_embeds(context, side, prompts, length), {f"{side}prompt": None}
         if tokens is not None:
@@ -182,8 +183,7 @@ class FluxPipeline(CompiledPipeline):
         if prompt is None:
             raise RequestError("prompt: got none; give prompt, or prompt_embeds with pooled_prompt_embeds")
         first = check_texts(prompt, f"{side}prompt", prompts)
-        # An empty prompt_2 falls back to the prompt, as in diffusers.
-        given = getattr(context, f"{side}prompt_2", None) or None
+        given = _text_or_none(context, f"{side}prompt_2")
         second = first if given is None else check_texts(given, f"{side}prompt_2", len(first))
         ids = {
             "tokenizer": self._clip_padded(self._encoded("tokenizer", first, None, note)),
@@ -208,24 +208,69 @@ class FluxPipeline(CompiledPipeline):
             return ids
         return np.pad(ids, ((0, 0), (0, missing)), constant_values=self.tokenizers["tokenizer"].pad_token_id)
 
-    def _given_tokens(self, context: Any, side: str, prompts: int | None, length: int) -> Branch:
-        second = getattr(context, f"{side}tokens_2", None)
-        if second is None:
-            raise RequestError(f"{side}tokens without {side}tokens_2: both encoders need theirs")
-        first = getattr(context, f"{side}tokens")
+    def _check_idle(self, context: Any) -> None:
+        """Negative fields where guidance is off: ignored, as in diffusers, but they must be what they are called."""
+        prompt, second = (_text_or_none(context, name) for name in ("negative_prompt", "negative_prompt_2"))
+        if prompt is not None:
+            check_texts(prompt, "negative_prompt")
+        if second is not None:
+            check_texts(second, "negative_prompt_2")
+            if not self._has_negative(context):
+                raise RequestError("negative_prompt_2 without negative_prompt: alone it acts at no scale; give both, or neither")
+        if getattr(context, "negative_tokens", None) is not None:
+            self._given_tokens(context, "negative_", None, None)
+        if getattr(context, "negative_prompt_embeds", None) is not None:
+            self._given_embeds(context, "negative_", None, None)
+
+    def _given_tokens(self, context: Any, side: str, prompts: int | None, length: int | None) -> Branch:
+        first, second = getattr(context, f"{side}tokens"), getattr(context, f"{side}tokens_2")
         first = check_array(first, f"{side}tokens", (prompts, self.clip_tokens), np.int64, "prompts tokens")
         second = check_array(second, f"{side}tokens_2", (len(first), length), np.int64, "prompts tokens")
+        _check_vocabulary(first, f"{side}tokens", self.text_encoder)
+        _check_vocabulary(second, f"{side}tokens_2", self.text_encoder_2)
         return Branch(tokens={"tokenizer": first, "tokenizer_2": second})
 
-    def _given_embeds(self, context: Any, side: str, prompts: int | None, length: int) -> Branch:
+    def _given_embeds(self, context: Any, side: str, prompts: int | None, length: int | None) -> Branch:
         name, pooled_name = f"{side}prompt_embeds", f"{side}pooled_prompt_embeds"
-        pooled = getattr(context, pooled_name, None)
-        if pooled is None:
-            raise RequestError(f"{name} without {pooled_name}: the transformer needs both")
+        pooled = getattr(context, pooled_name)
         shape = (prompts, length, self.embeds_width)
         embeds = check_array(getattr(context, name), name, shape, np.float32, "prompts text_tokens dim")
         pooled = check_array(pooled, pooled_name, (len(embeds), self.pooled_width), np.float32, "prompts dim")
         return Branch(embeds={"encoder_hidden_states": embeds, "pooled_projections": pooled})
+
+
+_PARTNERS = (
+    ("tokens", "tokens_2", "both encoders need theirs"),
+    ("prompt_embeds", "pooled_prompt_embeds", "the transformer needs both"),
+)
+
+
+def _check_fields(context: Any, side: str) -> None:
+    """Raise RequestError for fields of one side that say the same thing twice, or that lack the one they act with."""
+    names = ("prompt", "prompt_2", *(name for one, other, _ in _PARTNERS for name in (one, other)))
+    given = {name for name in names if getattr(context, f"{side}{name}", None) is not None}
+    for name in ("prompt", "prompt_2", "tokens"):
+        if {name, "prompt_embeds"} <= given:
+            raise RequestError(f"{side}{name} and {side}prompt_embeds say the same thing twice; give one of them")
+    for one, other, why in _PARTNERS:
+        for name, partner in ((one, other), (other, one)):
+            if name in given and partner not in given:
+                raise RequestError(f"{side}{name} without {side}{partner}: {why}")
+
+
+def _text_or_none(context: Any, name: str) -> Any:
+    """A text field; an empty one is as good as none, as in diffusers."""
+    value = getattr(context, name, None)
+    return None if isinstance(value, str | list | tuple) and not value else value
+
+
+def _check_vocabulary(ids: Array, name: str, encoder: CompiledModel) -> None:
+    size = config_number(encoder.spec, "vocab_size")
+    wrong = ids[(ids < 0) | (ids >= size)]
+    if len(wrong):
+        raise RequestError(
+            f"{name}: got the id {wrong[0]}, expected ids from 0 to {size - 1}, the vocabulary of {encoder.spec.name}"
+        )
 
 
 def _fixed_tokens(encoder: ComponentSpec) -> int:

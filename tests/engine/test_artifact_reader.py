@@ -29,7 +29,7 @@ from tests.engine.artifact_samples import (
 from vitrify.engine.artifact import Artifact, ArtifactWriter, canonical_bytes
 from vitrify.engine.artifact.onnx_external import ExternalTensor, external_tensors
 from vitrify.engine.dtypes import DType
-from vitrify.engine.errors import ArtifactError
+from vitrify.engine.errors import ArtifactError, SpecError
 from vitrify.engine.ort import OrtCpuBackend
 from vitrify.engine.specs import GraphSpec, TensorSpec
 
@@ -38,6 +38,12 @@ from vitrify.engine.specs import GraphSpec, TensorSpec
 def art(tmp_path: Path) -> Path:
     build(tmp_path / "art")
     return tmp_path / "art"
+
+
+@pytest.mark.parametrize("verify", ["Full", "ful", None, True])
+def test_an_unknown_way_to_verify_is_refused(art: Path, verify: Any) -> None:
+    with pytest.raises(SpecError, match=f"verify={verify!r} is unknown; known: load, full"):
+        Artifact.open(art, verify=verify)
 
 
 def every_file(art: Path) -> list[Path]:

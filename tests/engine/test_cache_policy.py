@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vitrify.engine.cache_config import DenoisingCacheConfig
@@ -26,6 +27,7 @@ BAD_OPTIONS: list[tuple[Any, dict[str, Any], str]] = [
     (Mask, {"repeats": 0}, "Mask.repeats=0: expected a whole number of at least 1"),
     (Mask, {"share": "half"}, "Mask.share='half': expected a number"),
     (Mask, {"steps": ()}, "Mask.steps=()"),
+    (Mask, {"steps": np.array([True, False])}, "Mask.steps=array([ True, False]): expected one True or False a step"),
     (Mask, {"steps": "101"}, "Mask.steps='101'"),
     (Mask, {"steps": (0, 1)}, "the first step is False"),
     (Mask, {"preset": "quick"}, "Mask.preset='quick' is unknown; known: slow, medium, fast, ultra"),

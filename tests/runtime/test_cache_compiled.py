@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtime.toy_flux import CHANNELS, Toy, make_toy
+from tests.runtime.toy_flux import CHANNELS, Toy, ToyBackend, make_artifact, make_toy
+from vitrify.engine.cache_config import DenoisingCacheConfig
 from vitrify.engine.cache_policy import Always, Cache, FirstBlock, Guards, Hold, Interval, Magnitude, Mask, Taylor
 from vitrify.engine.errors import RequestError
-from vitrify.runtime import PixelGenerationContext
+from vitrify.runtime import PixelGenerationContext, loader
+from vitrify.runtime.tuning.requests import Requests
 
 STEPS, TOKENS = 12, 16
 SEGMENTS = ("embed", "first", "rest", "finish")
@@ -271,6 +273,28 @@ def test_the_threshold_of_a_request(toy: Toy) -> None:
     assert used(Cache(FirstBlock())) == 0.05
     toy.artifact.manifest.defaults["residual_threshold"] = 0.07  # type: ignore[index]
     assert used(Cache(FirstBlock())) == 0.07
+
+
+@pytest.mark.parametrize("flags", [{"taylorseer": True}, {"first_block_caching": True}])
+def test_the_pipelines_own_cache_and_a_request_without(tmp_path: Path, toy: Toy, flags: dict[str, Any]) -> None:
+    own = make_toy(tmp_path / "own", cache_config=DenoisingCacheConfig(**flags))
+    assert draw(own, steps=15).cache.cache == own.pipe.cache
+    plain = draw(toy, steps=15).images
+    for off in ("none", Cache(Always())):
+        result = draw(own, off, steps=15)
+        assert result.cache is None
+        assert np.array_equal(result.images, plain)
+    requests = Requests(own.pipe, ["cat"], 15, 0)
+    assert np.array_equal(requests.draw(0).picture, Requests(toy.pipe, ["cat"], 15, 0).draw(0).picture)
+
+
+def test_load_hands_the_cache_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = make_artifact(tmp_path)
+    monkeypatch.setattr(loader, "Artifact", SimpleNamespace(open=lambda *_, **__: artifact))
+    monkeypatch.setattr(loader, "backend", lambda *_, **__: ToyBackend())
+    config = DenoisingCacheConfig(taylorseer=True, taylorseer_cache_interval=3)
+    assert loader.load(tmp_path, cache_config=config).cache == Cache(Interval(3, 9), Taylor(1, "output"))
+    assert loader.load(tmp_path).cache is None
 
 
 BAD: list[tuple[Any, dict[str, Any], str]] = [

@@ -45,6 +45,7 @@ def history(toy: Toy, *args: Any, **kwargs: Any) -> list[Any]:
     def record(pipe: Any, step: int, timestep: float, values: dict[str, Any]) -> dict[str, Any]:
         assert pipe is toy.pipe
         assert step == len(seen)
+        assert type(timestep) is float
         assert 0 < timestep <= 1000
         seen.append(values["latents"])
         return {}
@@ -399,6 +400,59 @@ def test_keep_says_what_stays_open(tmp_path: Path, keep: Any, expected: set[str]
     assert toy.backend.open_paths() == set()
     with pytest.raises(BackendError, match="closed"):
         toy.pipe("cat")
+
+
+@pytest.mark.parametrize("keep", ["none", "denoiser"])
+def test_no_plan_outlives_its_session(tmp_path: Path, keep: Any) -> None:
+    """A plan holds the engine's memory, which a closing session gives back."""
+    toy = make_toy(tmp_path, keep=keep)
+    for cache in (None, "first-block:0.1"):
+        options: dict[str, Any] = {"num_inference_steps": 10, "negative_prompt": "big", "true_cfg_scale": 2.0, "cache": cache}
+        toy.pipe(["cat", "dog", "tree"], seed=1, callback_on_step_end=lambda *_: None, **options)
+        toy.pipe.denoise(toy.pipe.prepare_inputs(PixelGenerationContext(prompt=["cat"])), observe=lambda *_: None)
+    assert toy.backend.opened["vae/model.onnx"] == 0
+    toy.pipe.close()
+    assert toy.backend.outlived == []
+
+
+def test_closing_lets_running_requests_end(toy: Toy) -> None:
+    """Two of them, one closed from its own callback; new ones are refused at once, and the last to end closes the sessions."""
+    expected = toy.pipe("cat", latents=noise(), output_type="uint8").images
+    halfway, done = threading.Event(), threading.Event()
+    results: list[Any] = []
+
+    def wait(*_: Any) -> None:
+        halfway.set()
+        assert done.wait(20)
+
+    def other() -> None:
+        results.append(toy.pipe("cat", latents=noise(), output_type="uint8", callback_on_step_end=wait).images)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert halfway.wait(20)
+
+    def close(*_: Any) -> None:
+        toy.pipe.close()
+        for request in (lambda: toy.pipe("cat"), lambda: toy.pipe("cat", output_type="latent")):
+            with pytest.raises(BackendError, match="this pipeline is closed; load the artifact again"):
+                request()
+
+    # A cache and guidance open what nothing has opened yet: a probe, a second lane.
+    options: dict[str, Any] = {"negative_prompt": "big", "true_cfg_scale": 2.0, "cache": "first-block", "num_inference_steps": 9}
+    toy.pipe(["cat", "dog", "tree"], callback_on_step_end=close, **options)
+    assert toy.backend.open_paths() != set()
+    done.set()
+    thread.join(20)
+    assert np.array_equal(results[0], expected)
+    assert toy.backend.open_paths() == set()
+
+
+def test_a_request_that_fails_is_no_longer_running(toy: Toy) -> None:
+    with pytest.raises(RequestCancelled):
+        toy.pipe("cat", callback_on_step_end=lambda *_: {"cancel": True})
+    toy.pipe.close()
+    assert toy.backend.open_paths() == set()
 
 
 def test_the_pipeline_is_a_context_manager(toy: Toy) -> None:

@@ -214,6 +214,8 @@ def test_weights_of_a_model_that_is_not_used_are_left(folder: Path) -> None:
     [
         ("prior/model.safetensors", "there is no component 'prior'; components: transformer, vae"),
         ("transformer/absent.safetensors", "does not exist"),
+        (".", "weight file '.' is a folder, expected a file in"),
+        ("transformer", "is a folder, expected a file in"),
         ("../outside.safetensors", "lies outside the model folder"),
         ("transformer/../../outside.safetensors", "lies outside the model folder"),
         ("/outside.safetensors", "lies outside the model folder"),

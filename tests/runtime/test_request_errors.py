@@ -23,6 +23,7 @@ from vitrify.runtime.values import check_dim
 
 EMBEDS, POOLED = np.zeros((1, 6, 5), np.float32), np.zeros((1, 4), np.float32)
 LATENTS = np.zeros((1, 16, 12), np.float32)
+CLIP_IDS, T5_IDS = np.zeros((1, 8), np.int64), np.zeros((1, 6), np.int64)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,17 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "cat", "sigmas": [2.0, 1.0]}, "expected numbers from 0 to 1"),
     ({"prompt": "cat", "sigmas": [[1.0], [1.0, 0.5]]}, "sigmas: got [[1.0], [1.0, 0.5]], expected a list of numbers"),
     ({"prompt": "cat", "sigmas": 0.5}, "sigmas: got 0.5, expected a list of numbers from 0 to 1"),
+    ({"prompt": "cat", "sigmas": np.array(0.5)}, "sigmas: got array(0.5), expected a list of numbers from 0 to 1"),
+    ({"prompt": ["cat", "dog"], "prompt_2": np.array(["a", "b"])}, "prompt_2: got ndarray, expected a text or a list of texts"),
+    ({"prompt": "cat", "pooled_prompt_embeds": "any"}, "pooled_prompt_embeds without prompt_embeds: the transformer needs both"),
+    ({"prompt": "cat", "negative_prompt": 12}, "negative_prompt: got int, expected a text or a list of texts"),
+    ({"prompt": "cat", "negative_prompt": "dog", "negative_prompt_2": [3]}, "negative_prompt_2: got ['int']"),
+    ({"prompt": "cat", "negative_prompt_2": "dog", "true_cfg_scale": 2.0}, "negative_prompt_2 without negative_prompt"),
+    ({"prompt": "cat", "negative_prompt_embeds": EMBEDS}, "negative_prompt_embeds without negative_pooled_prompt_embeds"),
+    (
+        {"prompt": "cat", "negative_prompt_embeds": EMBEDS.astype(np.float64), "negative_pooled_prompt_embeds": POOLED},
+        "negative_prompt_embeds: got float64[1, 6, 5]",
+    ),
     ({"prompt": "cat", "guidance_scale": float("inf")}, "guidance_scale=inf: expected a finite number"),
     ({"prompt": "cat", "true_cfg_scale": "2"}, "true_cfg_scale='2': expected a finite number"),
     ({"prompt": "cat", "num_images_per_prompt": 0}, "num_images_per_prompt=0"),
@@ -139,12 +151,22 @@ def test_bad_request(toy: Toy, request_: dict[str, Any], message: str) -> None:
     [
         ({"input_image": object()}, "input_image: drawing from an image is not supported"),
         ({"timesteps": [1000.0]}, "timesteps: schedules are given as sigmas"),
+        ({"mask": np.ones((1, 6), bool)}, "mask: this pipeline attends to every text token"),
+        ({"negative_mask": 5}, "negative_mask: this pipeline attends to every text token"),
+        ({"strength": 0.8}, "strength: it acts on an input_image alone"),
+        ({"tokens_2": np.zeros((1, 6), np.int64)}, "tokens_2 without tokens: both encoders need theirs"),
         ({"residual_threshold": 0.1}, "residual_threshold: it acts with a first-block cache alone"),
         ({"text_ids": np.zeros((5, 3), np.float32)}, "text_ids: got float32[5, 3], expected float32[tokens=6, axes=3]"),
         ({"latent_image_ids": np.zeros((16, 2), np.float32)}, "latent_image_ids: got float32[16, 2]"),
         ({"tokens": np.zeros((1, 8), np.int64)}, "tokens without tokens_2"),
         ({"tokens": np.zeros((1, 7), np.int64), "tokens_2": np.zeros((1, 6), np.int64)}, "expected int64[prompts, tokens=8]"),
         ({"tokens": np.zeros((1, 8), np.int64), "tokens_2": np.zeros((2, 6), np.int64)}, "tokens_2: got int64[2, 6]"),
+        (
+            {"tokens": CLIP_IDS, "tokens_2": T5_IDS + 14},
+            "tokens_2: got the id 14, expected ids from 0 to 13, the vocabulary of text_e",
+        ),
+        ({"tokens": CLIP_IDS - 5, "tokens_2": T5_IDS}, "tokens: got the id -5, expected ids from 0 to 13"),
+        ({"tokens": CLIP_IDS, "tokens_2": T5_IDS, "negative_tokens": CLIP_IDS, "negative_tokens_2": T5_IDS - 1}, "got the id -1"),
         ({"tokens": np.zeros((1, 8)), "tokens_2": np.zeros((1, 6), np.int64)}, "tokens: got float64[1, 8]"),
         ({"tokens": np.zeros((1, 8), np.int64), "prompt_embeds": EMBEDS}, "tokens and prompt_embeds"),
     ],
@@ -185,6 +207,28 @@ def test_an_error_in_a_callback_ends_its_request_alone(toy: Toy) -> None:
     with pytest.raises(ZeroDivisionError):
         toy.pipe("cat", callback_on_step_end=fail)
     toy.pipe("cat")
+
+
+def test_idle_fields_that_are_sound_are_accepted(toy: Toy) -> None:
+    """As in diffusers: a negative prompt where guidance is off; and what stands at its documented value asks for nothing."""
+    plain = toy.pipe("cat", seed=1, output_type="latent").images
+    idle: dict[str, Any]
+    for idle in (
+        {"negative_prompt": ["dog", "tree"], "negative_prompt_2": ""},
+        {
+            "negative_prompt_embeds": np.zeros((2, 9, 5), np.float32),
+            "negative_pooled_prompt_embeds": np.zeros((2, 4), np.float32),
+        },
+    ):
+        assert np.array_equal(toy.pipe("cat", seed=1, output_type="latent", **idle).images, plain)
+    toy.pipe.prepare_inputs(PixelGenerationContext(prompt=["cat"], strength=0.6, output_format="jpeg"))
+
+
+def test_an_artifact_that_does_not_say_its_vocabulary(tmp_path: Path) -> None:
+    toy = make_toy(tmp_path)
+    del toy.pipe.text_encoder.config["vocab_size"]
+    with pytest.raises(ArtifactError, match="text_encoder: its config has no vocab_size"):
+        toy.pipe.prepare_inputs(PixelGenerationContext(tokens=CLIP_IDS, tokens_2=T5_IDS))
 
 
 def test_fluxpipeline_arguments_that_do_not_exist_here(toy: Toy) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import tokenizers
 from safetensors.numpy import save_file
 
 from vitrify.engine.artifact import Artifact, FileEntry, Manifest, SchedulerSpec, TokenizerSpec
+from vitrify.engine.cache_config import DenoisingCacheConfig
 from vitrify.engine.component import PipelineConfig
 from vitrify.engine.device import Device
 from vitrify.engine.dtypes import DType
@@ -149,11 +151,15 @@ FUNCTIONS: dict[str, Callable[[Mapping[str, Array]], dict[str, Array]]] = {
 
 @dataclass
 class ToyBackend(Backend):
-    """Runs FUNCTIONS. runs: (path, dims) of every run. opened: paths by the number of their open sessions."""
+    """Runs FUNCTIONS. runs: (path, dims) of every run. opened: paths by the number of their open sessions.
+
+    outlived: the path of each plan that was alive when its session closed.
+    """
 
     name: str = "toy"
     runs: list[tuple[str, dict[str, int]]] = field(default_factory=list)
     opened: dict[str, int] = field(default_factory=dict)
+    outlived: list[str] = field(default_factory=list)
     lock: Any = field(default_factory=threading.Lock)
     before_run: Callable[[str], None] = lambda _: None
 
@@ -176,12 +182,16 @@ class _ToySession(Session):
         super().__init__(spec)
         self.backend = backend
         self.closed = False
+        self.plans: weakref.WeakSet[Plan] = weakref.WeakSet()
 
     def plan(self, dims: Mapping[str, int]) -> Plan:
-        return _ToyPlan(self, dims)
+        plan = _ToyPlan(self, dims)
+        self.plans.add(plan)
+        return plan
 
     def close(self) -> None:
         self.closed = True
+        self.backend.outlived += [self.spec.path for _ in self.plans]
         with self.backend.lock:
             self.backend.opened[self.spec.path] -= 1
 
@@ -236,8 +246,8 @@ def make_artifact(
 ) -> Artifact:
     """The toy's manifest, with its tokenizers and a weight file for each component on disk."""
     configs: dict[str, dict[str, Any]] = {
-        "text_encoder": {"hidden_size": POOLED},
-        "text_encoder_2": {"d_model": JOINT},
+        "text_encoder": {"hidden_size": POOLED, "vocab_size": len(WORDS)},
+        "text_encoder_2": {"d_model": JOINT, "vocab_size": len(WORDS)},
         "transformer": {
             "in_channels": CHANNELS,
             "out_channels": None,
@@ -332,13 +342,14 @@ class Toy:
         return history
 
 
-def make_toy(folder: Path, keep: Any = "all", **options: Any) -> Toy:
+def make_toy(folder: Path, keep: Any = "all", cache_config: DenoisingCacheConfig | None = None, **options: Any) -> Toy:
     """A toy pipeline over an artifact in `folder`."""
     artifact = make_artifact(folder, **options)
     backend = ToyBackend()
     config = PipelineConfig.from_artifact(artifact)
     weights = [path for model in config.models.values() for path in model.weight_paths]
-    return Toy(FluxPipeline(config, backend, [Device()], weights, artifact=artifact, keep=keep), backend, artifact)
+    pipe = FluxPipeline(config, backend, [Device()], weights, cache_config, artifact=artifact, keep=keep)
+    return Toy(pipe, backend, artifact)
 
 
 def unpack(latents: Array, size: tuple[int, int]) -> Array:
