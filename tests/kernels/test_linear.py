@@ -193,9 +193,16 @@ def test_every_dtype_of_a_weight_runs_in_onnxruntime(dtype: np.dtype[Any]) -> No
     assert_close(body - 1000, expected, 1e-4, f"{dtype} marked body")
 
 
-@pytest.mark.parametrize("op", ["LinearGelu", "Linear2GatedResidual", "Linear2GatedResidualBf16", "LinearGeluInt8"])
-def test_the_thread_count_changes_no_bit(op: str, cpu_level: str) -> None:
-    given = inputs(op, (2, 700, 300, 333))
+@pytest.mark.parametrize(
+    ("op", "dtype"),
+    [
+        *((op, WEIGHTS[0]) for op in ("LinearGelu", "Linear2GatedResidual", "Linear2GatedResidualBf16", "LinearGeluInt8")),
+        ("Linear", WEIGHTS[1]),
+    ],
+    ids=str,
+)
+def test_the_thread_count_changes_no_bit(op: str, dtype: np.dtype[Any], cpu_level: str) -> None:
+    given = inputs(op, (2, 700, 300, 333), dtype)
     made = kernel(op, given)
     alone = run(made, given)
     for threads in (2, 3, 7):
