@@ -316,9 +316,9 @@ def caches(artifact: Path, names: Path, out: Path, stage: str | None, cache: Pat
 
     Takes forty minutes; broken off, it goes on where it was. The stage `time` wants the machine for itself.
     """
-    from vitrify.bench.cache_plots import grid, plot, table
-    from vitrify.bench.cache_study import STEPS, Study
-    from vitrify.bench.document import write_json
+    from vitrify.bench.cache_plots import as_json, grid, plot, table
+    from vitrify.bench.cache_settings import STEPS
+    from vitrify.bench.cache_study import Study
 
     known = [line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
     study = Study(artifact, known, cache / "caches", _report)
@@ -330,9 +330,9 @@ def caches(artifact: Path, names: Path, out: Path, stage: str | None, cache: Pat
         return
     document = study.document()
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "study.json", document)
+    (out / "study.json").write_text(as_json(document), encoding="utf-8")
     for steps in STEPS:
-        plot(document["rows"], steps, out / f"quality-{steps}.png")
+        plot(document, steps, out / f"quality-{steps}.png")
     grid(*study.pictures(), out / "pictures.png")
     (out / "figures.md").write_text(table(document), encoding="utf-8")
 
