@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from vitrify.engine.artifact import Artifact
 from vitrify.engine.artifact.canonical import parse
 from vitrify.engine.errors import SpecError
-from vitrify.engine.weights import Weights, select_files
+from vitrify.engine.weight_files import select_files
+from vitrify.engine.weights import Weights
 
 if TYPE_CHECKING:
     from vitrify.engine.cache_config import DenoisingCacheConfig
@@ -48,7 +49,8 @@ class PipelineConfig:
     def from_folder(cls, folder: str | Path, variant: str | None = None) -> PipelineConfig:
         """What a diffusers folder says: every entry of its model_index.json that has a config.json.
 
-        variant: of the weight files, as in diffusers ("fp16"). metadata: the model_index.json.
+        variant: of the weight files, as in diffusers ("fp16"). metadata: the model_index.json. Weight files are those that an
+        export of the folder takes.
         Raises SpecError if there is no such index, ArtifactError for damaged JSON or safetensors headers.
         """
         root = Path(folder)
@@ -56,12 +58,16 @@ class PipelineConfig:
         if not index.is_file():
             raise SpecError(f"{root} is not a diffusers pipeline folder: it has no {_DIFFUSERS_INDEX}")
         metadata = _read_object(index)
-        models = {}
-        for name in metadata:
-            config = root / name / "config.json"
-            if not name.startswith("_") and config.is_file():
-                models[name] = _component(root, name, _read_object(config), variant)
-        return cls(root, models, metadata)
+        libraries = {
+            name: str(entry[0]) if isinstance(entry, list) and entry else "diffusers"
+            for name, entry in metadata.items()
+            if not name.startswith("_") and (root / name / "config.json").is_file()
+        }
+        files = {name: select_files(root / name, variant, library) for name, library in libraries.items()}
+        # As in diffusers, a component without the variant gives its plain files, if another component has it.
+        if variant is not None and any(files.values()):
+            files = {name: found or select_files(root / name, None, libraries[name]) for name, found in files.items()}
+        return cls(root, {name: _component(root, name, found) for name, found in files.items()}, metadata)
 
     @classmethod
     def from_artifact(cls, artifact: str | Path | Artifact) -> PipelineConfig:
@@ -115,8 +121,8 @@ class ComponentModel(ABC):
         """The model: at compile time the nn.Module to trace, at run time something callable over a Session."""
 
 
-def _component(root: Path, name: str, config: dict[str, Any], variant: str | None) -> ComponentConfig:
-    files = select_files(root / name, variant)
+def _component(root: Path, name: str, files: Sequence[Path]) -> ComponentConfig:
+    config = _read_object(root / name / "config.json")
     elements: Counter[str] = Counter()
     for file in files:
         for dtype, count in Weights([file]).elements():

@@ -242,11 +242,11 @@ def _image(data: Json, where: str) -> Image:
     file = expect(fields["file"], str, where)
     if Path(file).name != file:
         raise SpecError(f"{where}: file {file!r} is no plain name")
-    pairs = [expect_list(pair, where) for pair in expect_list(fields["parameters"], where)]
-    if any(len(pair) != 2 or not all(isinstance(number, int) for number in pair) for pair in pairs):
+    pairs = [[expect(n, int, where) for n in expect_list(pair, where)] for pair in expect_list(fields["parameters"], where)]
+    if any(len(pair) != 2 for pair in pairs):
         raise SpecError(f"{where}: parameters must be pairs of offset and size")
     known = {name: expect(fields[name], int, f"{where}, {name}") for name in numbers}
-    perhaps = {name: fields[name] and expect(fields[name], int, f"{where}, {name}") for name in facts}
+    perhaps = {name: None if fields[name] is None else expect(fields[name], int, f"{where}, {name}") for name in facts}
     return Image(
         file=file,
         bytes=known["bytes"],

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrify.engine.errors import BackendError, SpecError
+from vitrify.engine.errors import BackendError, RequestError, SpecError
 from vitrify.engine.session import Array, Backend, Plan, Session, SessionHolder, aligned_empty
-from vitrify.engine.specs import ComponentSpec, TensorSpec
+from vitrify.engine.specs import LOOP_SEGMENTS, SEGMENTS, ComponentSpec, Dim, TensorSpec
 
 __all__ = [
+    "CONDITION_DIM",
     "CONDITION_ROWS",
     "LOOP_SEGMENTS",
-    "MAX_CONDITION_ROWS",
     "RESIDUAL_DIFF",
     "SEGMENTS",
     "Denoiser",
@@ -34,10 +34,9 @@ __all__ = [
     "hidden_tensors",
 ]
 
-LOOP_SEGMENTS = ("embed", "first", "rest", "finish")
-SEGMENTS = ("condition", *LOOP_SEGMENTS)
 CONDITION_ROWS = "condition_rows"
-MAX_CONDITION_ROWS = 64
+CONDITION_DIM = Dim(CONDITION_ROWS, 1, 28, 64)
+"""What the exporter compiles for, and what a denoiser without a manifest takes: condition's rows of one call."""
 RESIDUAL_DIFF = "residual_diff"
 """The step graph over the hidden states around block 0: its residual, and how far that has moved."""
 _IDLE_PLANS = 4
@@ -48,14 +47,24 @@ class Denoiser:
 
     root: the artifact's folder, which the graphs' paths are relative to.
     keep_loop, keep_condition: whether the sessions stay open between requests.
+    condition_rows: the rows that `condition` was compiled for, as the manifest has it.
     """
 
     def __init__(
-        self, backend: Backend, root: Path, spec: ComponentSpec, *, keep_loop: bool = True, keep_condition: bool = True
+        self,
+        backend: Backend,
+        root: Path,
+        spec: ComponentSpec,
+        *,
+        keep_loop: bool = True,
+        keep_condition: bool = True,
+        condition_rows: Dim = CONDITION_DIM,
     ) -> None:
         if tuple(spec.graphs) != SEGMENTS:
             raise SpecError(f"component {spec.name!r} has graphs {list(spec.graphs)}, expected the segments {list(SEGMENTS)}")
+        _check_read(spec)
         self.spec = spec
+        self._condition_rows = condition_rows
 
         def holder(segment: str, keep: bool) -> SessionHolder:
             graph = spec.graphs[segment]
@@ -93,7 +102,7 @@ class Denoiser:
                     return plan
         batch, image_tokens, text_tokens, steps = key
         dims = {"batch": batch, "image_tokens": image_tokens, "text_tokens": text_tokens}
-        return DenoiserPlan(self.spec, self._condition, sessions, dims, steps)
+        return DenoiserPlan(self.spec, self._condition, sessions, dims, steps, self._condition_rows)
 
     @property
     def open_segments(self) -> tuple[str, ...]:
@@ -155,7 +164,13 @@ class DenoiserPlan:
     """
 
     def __init__(
-        self, spec: ComponentSpec, condition: SessionHolder, loop: Mapping[str, Session], dims: Mapping[str, int], steps: int
+        self,
+        spec: ComponentSpec,
+        condition: SessionHolder,
+        loop: Mapping[str, Session],
+        dims: Mapping[str, int],
+        steps: int,
+        condition_rows: Dim = CONDITION_DIM,
     ) -> None:
         if steps < 1:
             raise SpecError(f"steps: got {steps}, expected at least 1")
@@ -163,6 +178,7 @@ class DenoiserPlan:
         self.steps = steps
         self.dims = dict(dims)
         self._condition = condition
+        self._condition_rows = condition_rows
         self._plans: dict[str, Plan] = {name: session.plan(dims) for name, session in loop.items()}
         produced = {t.name: t for t in spec.graphs["condition"].outputs}
         self._tables = {name: self._table(t) for name, t in produced.items() if t.shape[:1] == (CONDITION_ROWS,)}
@@ -205,7 +221,8 @@ class DenoiserPlan:
         request: graph input name → array without a row per step, e.g. encoder_hidden_states
             [batch, text_tokens, dim] float32, text_rotary [text_tokens, 2·dim] float32.
         rows: graph input name → [steps, batch, …], e.g. timestep [steps, batch] float32.
-        Raises SpecError naming an input that is missing, unknown or of another shape.
+        Raises SpecError naming an input that is missing, unknown or of another shape, RequestError for a number of rows that
+        chunks of what `condition` was compiled for do not make up.
         """
         graph = self.spec.graphs["condition"]
         self._check_names(request, rows)
@@ -213,8 +230,7 @@ class DenoiserPlan:
         flat = {name: np.ascontiguousarray(array).reshape(total, *array.shape[2:]) for name, array in rows.items()}
         tables = {name: table.reshape(total, -1) for name, table in self._tables.items()}
         with self._condition.use() as session:
-            for start in range(0, total, MAX_CONDITION_ROWS):
-                stop = min(start + MAX_CONDITION_ROWS, total)
+            for start, stop in _chunks(total, self._condition_rows):
                 plan = session.plan({**self.dims, CONDITION_ROWS: stop - start})
                 for tensor in graph.inputs:
                     source = flat[tensor.name][start:stop] if tensor.name in flat else np.ascontiguousarray(request[tensor.name])
@@ -287,6 +303,27 @@ class DenoiserPlan:
             graph = self.spec.graphs[name]
             arrays += [plan.array(t.name) for t in (*graph.inputs, *graph.outputs) if t.name not in self._tables]
         return sum({a.ctypes.data: a.nbytes for a in arrays}.values())
+
+
+def _check_read(spec: ComponentSpec) -> None:
+    """Raises SpecError for an output of `condition` that no loop segment reads: there is no memory for it."""
+    read = {t.name for segment in LOOP_SEGMENTS for t in spec.graphs[segment].inputs}
+    unread = [t.name for t in spec.graphs["condition"].outputs if t.name not in read]
+    if unread:
+        raise SpecError(
+            f"{spec.name}: condition gives {', '.join(unread)}, which no other segment reads; export the artifact again"
+        )
+
+
+def _chunks(total: int, rows: Dim) -> Iterator[tuple[int, int]]:
+    """`total` rows as (start, stop) of what `rows` allows, the longest first. Raises RequestError where that is impossible."""
+    start = 0
+    while start < total:
+        size = rows.longest(total - start)
+        if size is None:
+            raise RequestError(f"{rows.name}={total - start} is outside what this artifact was compiled for: {rows}")
+        yield start, start + size
+        start += size
 
 
 def _latents(spec: ComponentSpec) -> str:

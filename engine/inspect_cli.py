@@ -81,7 +81,6 @@ def describe(manifest: Manifest, artifact_id: str | None = None) -> list[Section
             ),
         ),
         Section("request defaults", ("field", "value"), tuple(_flat(manifest.defaults))),
-        Section("presets", ("field", "value"), tuple(_flat(manifest.presets))),
         Section(
             "provenance",
             ("field", "value"),

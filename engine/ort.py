@@ -121,7 +121,7 @@ class OrtCpuBackend(Backend):
     def _options(self) -> Any:
         options = self._ort.SessionOptions()
         options.use_per_session_threads = False
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # an error's text comes with its exception, and is not to stand on stderr twice
         # Activations come from an arena that a session keeps: without it every step maps and unmaps its pages anew
         # (measured: 1.17 × the step). Weights stay outside, where a prepacked original is freed at once.
         options.enable_cpu_mem_arena = True

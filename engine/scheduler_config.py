@@ -9,7 +9,10 @@ from typing import Any
 
 from vitrify.engine.errors import SpecError
 
-__all__ = ["FLOW_MATCH_EULER", "FLOW_MATCH_EULER_DEFAULTS", "check_flow_match_euler"]
+__all__ = ["FLOW_MATCH_EULER", "FLOW_MATCH_EULER_DEFAULTS", "MAX_STEPS", "check_flow_match_euler"]
+
+MAX_STEPS = 10_000
+"""Of one request: a slip of the hand is refused before it asks for memory."""
 
 FLOW_MATCH_EULER = "FlowMatchEulerDiscreteScheduler"
 

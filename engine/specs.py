@@ -14,21 +14,29 @@ from vitrify.engine.dtypes import DType
 from vitrify.engine.errors import SpecError
 
 __all__ = [
+    "LOOP_SEGMENTS",
+    "MODEL",
     "PRECISIONS",
+    "SEGMENTS",
     "ComponentSpec",
     "Dim",
     "GraphSpec",
     "LayerPrecision",
     "ParitySpec",
     "PrecisionSpec",
-    "Target",
     "TensorSpec",
+    "check_target",
     "expect",
     "expect_list",
     "expect_map",
 ]
 
 Json = Any
+
+MODEL = "model"
+LOOP_SEGMENTS = ("embed", "first", "rest", "finish")
+SEGMENTS = ("condition", *LOOP_SEGMENTS)
+"""A denoiser's graphs in running order; any other component has one graph, MODEL."""
 
 PRECISIONS = ("fp32", "bf16", "int8")
 """fp32: weights as the source stores them, products in float32. bf16, int8: what the ops ending in Bf16 and Int8 do."""
@@ -88,6 +96,13 @@ class Dim:
             return (self.max,)
         low = self.min + (value - self.min) // self.step * self.step
         return (low,) if low == value else (low, low + self.step)
+
+    def longest(self, value: int) -> int | None:
+        """The largest allowed value up to `value`; None where all are larger."""
+        if value < self.min:
+            return None
+        capped = min(value, self.max)
+        return capped - (capped - self.min) % self.step
 
     def __str__(self) -> str:
         if self.min == self.max:
@@ -291,7 +306,7 @@ class ComponentSpec:
     class_name: the source's class. encoding: the dtype most of its weights are stored in.
     config: the source's config.json. graphs: {"model": …}, or the denoiser's segments in running order
     (condition, embed, first, rest, finish). weights: safetensors files, paths within the artifact.
-    invariant_work: matrix products and activations that the loop repeats though no latent reaches them, `segment/value`.
+    invariant_work: matrix products, activations and norms that the loop repeats though no latent reaches them, `segment/value`.
     precision: None where linear layers multiply in float32; in JSON the field is then left out.
     """
 
@@ -344,20 +359,9 @@ class ComponentSpec:
         )
 
 
-@dataclass(frozen=True)
-class Target:
-    """What an engine is built for: `cpu`, `cuda`, `tensorrt-rtx:sm89`, …"""
-
-    kind: str
-    arch: str | None = None
-
-    def __str__(self) -> str:
-        return self.kind if self.arch is None else f"{self.kind}:{self.arch}"
-
-    @classmethod
-    def parse(cls, text: str) -> Target:
-        """`"cpu"` or `"tensorrt-rtx:sm89"`. Raises SpecError with the kinds known."""
-        kind, _, arch = text.partition(":")
-        if kind not in ("cpu", "cuda", "tensorrt-rtx"):
-            raise SpecError(f"target {text!r}: kind {kind!r} is unknown; known: cpu, cuda, tensorrt-rtx")
-        return cls(kind, arch or None)
+def check_target(text: str) -> str:
+    """`text` if it names what graphs are typed for: `cpu`, `cuda`, `tensorrt-rtx:sm89`, …; else SpecError with the kinds."""
+    kind = text.partition(":")[0]
+    if kind not in ("cpu", "cuda", "tensorrt-rtx"):
+        raise SpecError(f"target {text!r}: kind {kind!r} is unknown; known: cpu, cuda, tensorrt-rtx")
+    return text

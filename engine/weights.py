@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,7 @@ from vitrify.engine.artifact.safetensors_header import TensorEntry, read_header
 from vitrify.engine.dtypes import DType
 from vitrify.engine.errors import SpecError
 
-__all__ = ["Weights", "select_files"]
-
-_FILE = re.compile(r"(?P<stem>[^.]+?)(?:-\d{5}-of-\d{5})?(?:\.(?P<variant>[^.]+?))?(?:-\d{5}-of-\d{5})?\.safetensors")
+__all__ = ["Weights"]
 
 
 class Weights(Mapping[str, npt.NDArray[Any]]):
@@ -64,16 +61,3 @@ class Weights(Mapping[str, npt.NDArray[Any]]):
         if file not in self._maps:
             self._maps[file] = np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray)
         return self._maps[file]
-
-
-def select_files(folder: Path, variant: str | None = None) -> list[Path]:
-    """The safetensors files in `folder` of this `variant` (None: of none), shards in order; [] if there are none.
-
-    Named as diffusers and transformers name them: stem, then variant and shard (`.fp16`, `-00001-of-00002`) in either order.
-    """
-    found = []
-    for path in sorted(folder.glob("*.safetensors")):
-        match = _FILE.fullmatch(path.name)
-        if match is not None and match["variant"] == variant:
-            found.append(path)
-    return found

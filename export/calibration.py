@@ -67,15 +67,16 @@ def recorded_calls(
             pipe.set_progress_bar_config(disable=True)
             modules = {recipe.name: getattr(pipe, recipe.name) for recipe in components}
             calls = {recipe.name: _Calls(modules[recipe.name].get_submodule(recipe.called)) for recipe in components}
-            hooks = [call.called.register_forward_pre_hook(_record(call.made), with_kwargs=True) for call in calls.values()]
             known = inspect.signature(type(pipe).__call__).parameters
             asked = {name: value for name, value in defaults.items() if name in known}
             asked["num_inference_steps"] = min(_STEPS, int(asked.get("num_inference_steps", _STEPS)))
-            for number, prompt in enumerate(prompts):
-                generator = torch.Generator("cpu").manual_seed(_SEED + number)
-                pipe(prompt, generator=generator, output_type="np", **asked)
-            for hook in hooks:
-                hook.remove()
+            with contextlib.ExitStack() as hooks:
+                for call in calls.values():
+                    hook = call.called.register_forward_pre_hook(_record(call.made), with_kwargs=True)
+                    hooks.callback(hook.remove)
+                for number, prompt in enumerate(prompts):
+                    generator = torch.Generator("cpu").manual_seed(_SEED + number)
+                    pipe(prompt, generator=generator, output_type="np", **asked)
     except Exception as error:
         raise CompileError(
             f"int8 is measured on the eager diffusers pipeline, which failed: {type(error).__name__}: {error}; "
@@ -92,6 +93,7 @@ def _quiet() -> Iterator[None]:
 
     libraries = (diffusers.utils.logging, transformers.utils.logging)
     levels = [library.get_verbosity() for library in libraries]
+    bars = [library.is_progress_bar_enabled() for library in libraries]
     for library in libraries:
         library.set_verbosity_error()
         library.disable_progress_bar()
@@ -100,9 +102,10 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for library, level in zip(libraries, levels, strict=True):
+        for library, level, bar in zip(libraries, levels, bars, strict=True):
             library.set_verbosity(level)
-            library.enable_progress_bar()
+            if bar:
+                library.enable_progress_bar()
 
 
 def _record(made: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> Any:

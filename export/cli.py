@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
-from vitrify.engine.errors import CompileError
+from vitrify.engine.errors import BackendError, CompileError
 from vitrify.export.options import ExportOptions, Range, parse_precision
 
 __all__ = ["export", "verify"]
@@ -50,8 +50,14 @@ def export(source: Path, out: Path | None, plan: bool, as_json: bool, **given: A
     from rich.console import Console
 
     from vitrify.engine.inspect_cli import print_sections
+    from vitrify.engine.ort import OrtCpuBackend
     from vitrify.export.compile import compile_pipeline, plan_pipeline
+    from vitrify.export.verify import kernels_that_run
 
+    if plan and (out is not None or given["force"]):
+        raise click.UsageError("--plan writes nothing, so OUT and --force have no effect; leave them out")
+    if as_json and not plan:
+        raise click.UsageError("--json prints a plan; add --plan, or look at the artifact with `vitrify inspect --json`")
     options = _options(given)
     console = Console(stderr=True)
     if plan:
@@ -72,6 +78,8 @@ def export(source: Path, out: Path | None, plan: bool, as_json: bool, **given: A
                 console.print(f"{component}: {phase}", highlight=False)
 
         artifact_id = compile_pipeline(source, out, options, progress=show)
+    if options.parity:
+        click.echo(f"parity was measured with {kernels_that_run(OrtCpuBackend())}", err=True)
     click.echo(f"{out}  {artifact_id}")
 
 
@@ -115,17 +123,32 @@ def _prompts(path: Path | None) -> tuple[str, ...]:
 @click.argument("artifact", type=_PATH)
 @click.option("--against", type=_PATH, help="The source folder: its weights must be the artifact's, and are the reference.")
 @click.option("--no-parity", is_flag=True, help="Hashes and structure only; needs no PyTorch.")
+@click.option(
+    "--kernels",
+    type=click.Choice(["auto", "native", "portable"]),
+    help="What parity is measured with, as in `load`.  [default: auto]",
+)
 @click.option("--json", "as_json", is_flag=True)
-def verify(artifact: Path, against: Path | None, no_parity: bool, as_json: bool) -> None:
+def verify(
+    artifact: Path, against: Path | None, no_parity: bool, kernels: Literal["auto", "native", "portable"] | None, as_json: bool
+) -> None:
     """Check the hash of every file of ARTIFACT, its structure, and its parity with eager PyTorch."""
     from vitrify.engine.artifact import Artifact
 
+    if no_parity and (against is not None or kernels is not None):
+        raise click.UsageError("--against and --kernels say how parity is measured; leave them out, or leave out --no-parity")
+    if not no_parity:
+        _check_pytorch()
     opened = Artifact.open(artifact, verify="full")
     report: dict[str, Any] = {"id": opened.id, "files": len(opened.manifest.files), "hashes": "ok", "structure": "ok"}
     if not no_parity:
+        from vitrify.engine.ort import OrtCpuBackend
         from vitrify.export.reverify import verify_artifact
+        from vitrify.export.verify import kernels_that_run
 
-        report["parity"] = {name: spec.to_json() for name, spec in verify_artifact(opened, against).items()}
+        backend = OrtCpuBackend(kernels=kernels or "auto", ops=opened.manifest.ops)
+        report["kernels"] = kernels_that_run(backend)
+        report["parity"] = {name: spec.to_json() for name, spec in verify_artifact(opened, against, backend=backend).items()}
     if as_json:
         click.echo(json.dumps(report, indent=2, sort_keys=True))
         return
@@ -135,3 +158,18 @@ def verify(artifact: Path, against: Path | None, no_parity: bool, as_json: bool)
         click.echo(
             f"{name}: parity {parity['method']}, worst {worst[0]} {worst[1]:.0e} (allowed {parity['tolerances'][worst[0]]:.0e})"
         )
+    if "kernels" in report:
+        click.echo(f"parity was measured with {report['kernels']}")
+
+
+def _check_pytorch() -> None:
+    """Before the hashes of a large artifact, which take minutes. Raises BackendError saying what goes without."""
+    try:
+        import vitrify.export.reverify  # noqa: F401
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "vitrify":
+            raise
+        raise BackendError(
+            f"parity with eager PyTorch needs {error.name}, which is not installed; nothing was checked: "
+            "check hashes and structure alone with --no-parity, or run: pip install 'vitrify[export]'"
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -10,11 +11,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from vitrify.engine.artifact import ArtifactWriter, Manifest, SchedulerSpec, TokenizerSpec
+from vitrify.engine.artifact import ArtifactWriter, FileEntry, Manifest, SchedulerSpec, TokenizerSpec
 from vitrify.engine.denoiser import SEGMENTS
 from vitrify.engine.errors import CompileError, SpecError
-from vitrify.engine.fusion import FUSION, GraphFusion
-from vitrify.engine.scheduler_config import check_flow_match_euler
+from vitrify.engine.fusion import FUSION, GraphFusion, fusion_of
+from vitrify.engine.scheduler_config import FLOW_MATCH_EULER, MAX_STEPS, check_flow_match_euler
+from vitrify.engine.source_record import SOURCE, SourceRecord
 from vitrify.engine.specs import ComponentSpec, Dim
 from vitrify.export.calibration import CALIBRATION_PROMPTS, recorded_calls
 from vitrify.export.families import recipe_for
@@ -39,7 +41,7 @@ __all__ = ["Progress", "compile_pipeline", "plan_pipeline"]
 Progress = Callable[[str, str], None]
 
 _PACKAGES = ("diffusers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "torch", "transformers", "vitrify")
-_SCHEDULERS = {"FlowMatchEulerDiscreteScheduler": check_flow_match_euler}
+_SCHEDULERS = {FLOW_MATCH_EULER: check_flow_match_euler}
 
 
 @dataclass
@@ -75,14 +77,15 @@ def compile_pipeline(
         for name, max_length in recipe.tokenizers.items():
             tokenizers[name], data = serialised_tokenizer(folder.component(name), max_length)
             writer.write_bytes(tokenizers[name].path, data)
-        components = {}
+        components, copied = {}, dict[str, FileEntry]()
         calls = _calibration(folder, recipe, options, progress)
         for component in compiled:
             name = component.recipe.name
             locations = resolve_parameters(component.parameters, files[name], component.recipe.aliases or {})
             progress(name, "weights")
-            weights = copy_weights(writer, name, files[name], lambda _bytes: None)
-            spec = component_spec(component.recipe, component.models, component.parameters, locations, weights)
+            weights = copy_weights(writer, name, files[name])
+            copied |= weights
+            spec = component_spec(component.recipe, component.models, component.parameters, locations, tuple(weights))
             _write_graphs(writer, component, spec, locations)
             if options.parity:
                 parity = verify_component(
@@ -105,7 +108,8 @@ def compile_pipeline(
         for document in folder.documents():
             writer.copy_file(f"source/{document.name}", document)
         progress("artifact", "seal")
-        return writer.commit(_manifest(recipe, components, steps, scheduler, tokenizers, _fused(compiled)))
+        provenance = _provenance(folder, copied, _fused(compiled))
+        return writer.commit(_manifest(recipe, components, steps, scheduler, tokenizers, provenance))
 
 
 def plan_pipeline(source: Path, options: ExportOptions | None = None, *, progress: Progress = lambda _c, _p: None) -> Manifest:
@@ -115,12 +119,13 @@ def plan_pipeline(source: Path, options: ExportOptions | None = None, *, progres
     recipe, scheduler = _recipe(folder, options)
     compiled = [_traced(component, progress) for component in recipe.components]
     components = {c.recipe.name: component_spec(c.recipe, c.models, c.parameters, {}, ()) for c in compiled}
-    return _manifest(recipe, components, _step_graphs(components), scheduler, {}, _fused(compiled))
+    return _manifest(recipe, components, _step_graphs(components), scheduler, {}, _provenance(folder, {}, _fused(compiled)))
 
 
 def _recipe(folder: DiffusersFolder, options: ExportOptions) -> tuple[Recipe, SchedulerSpec]:
     recipe = recipe_for(folder, options)
     _check_defaults(recipe)
+    _check_precision(recipe, options)
     scheduler = folder.component(recipe.scheduler)
     name, config = scheduler.class_name, scheduler.config
     if name not in _SCHEDULERS:
@@ -142,8 +147,25 @@ def _check_defaults(recipe: Recipe) -> None:
         value = recipe.defaults[name]
         if not dim.allows(value):
             raise CompileError(f"--default-{name.replace('_', '-')} {value} is outside what is compiled: {dim}")
-    if recipe.defaults["num_inference_steps"] < 1:
-        raise CompileError(f"--default-num-inference-steps {recipe.defaults['num_inference_steps']}: expected at least 1")
+    steps = recipe.defaults["num_inference_steps"]
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MAX_STEPS:
+        raise CompileError(f"--default-num-inference-steps {steps}: expected a whole number from 1 to {MAX_STEPS}")
+    for name in ("guidance_scale", "true_cfg_scale"):
+        scale = recipe.defaults.get(name, 1.0)
+        if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
+            raise CompileError(f"--default-{name.replace('_', '-')} {scale}: expected a finite number")
+
+
+def _check_precision(recipe: Recipe, options: ExportOptions) -> None:
+    """Raises CompileError for a component that is not there, and for prompts that nothing would be calibrated on."""
+    names = [component.name for component in recipe.components]
+    unknown = sorted(set(options.precision) - {"", *names})
+    if unknown:
+        raise CompileError(f"--precision names {', '.join(unknown)}; the components are {', '.join(names)}")
+    if options.calibration_prompts and not any(options.precision_of(name) == "int8" for name in names):
+        raise CompileError(
+            "--calibration-prompts are for int8, and no component is to be int8; add --precision, or leave them out"
+        )
 
 
 def _traced(recipe: ComponentRecipe, progress: Progress) -> _Compiled:
@@ -220,11 +242,6 @@ def _verified_lowered(
 
 def _calibration(folder: DiffusersFolder, recipe: Recipe, options: ExportOptions, progress: Progress) -> dict[str, Runs]:
     """What the components that are to be int8 are called with; nothing where there is none."""
-    unknown = sorted(set(options.precision) - {"", *(c.name for c in recipe.components)})
-    if unknown:
-        raise CompileError(
-            f"--precision names {', '.join(unknown)}; the components are {', '.join(c.name for c in recipe.components)}"
-        )
     wanted = [c for c in recipe.components if options.precision_of(c.name) == "int8"]
     if not wanted:
         return {}
@@ -249,9 +266,9 @@ def _manifest(
     steps: Mapping[str, StepGraph],
     scheduler: SchedulerSpec,
     tokenizers: Mapping[str, TokenizerSpec],
-    fused: Mapping[str, GraphFusion],
+    provenance: Mapping[str, Any],
 ) -> Manifest:
-    used = sorted({op for graph in fused.values() for op in graph.ops})
+    used = sorted({op for graph in fusion_of(provenance).values() for op in graph.ops})
     return Manifest(
         family=recipe.family,
         pipeline_class=recipe.pipeline_class,
@@ -263,10 +280,17 @@ def _manifest(
         scheduler=scheduler,
         tokenizers=tokenizers,
         defaults=recipe.defaults,
-        presets={},
-        provenance={"packages": _versions(), FUSION: {name: graph.to_json() for name, graph in fused.items()}},
-        files={},
+        provenance=provenance,
     )
+
+
+def _provenance(folder: DiffusersFolder, weights: Mapping[str, FileEntry], fused: Mapping[str, GraphFusion]) -> dict[str, Any]:
+    """Where an artifact comes from. weights: the source's files, which a `--precision` export does not keep."""
+    return {
+        "packages": _versions(),
+        SOURCE: SourceRecord(folder.name, {path: entry.sha256 for path, entry in weights.items()}).to_json(),
+        FUSION: {name: graph.to_json() for name, graph in fused.items()},
+    }
 
 
 def _versions() -> dict[str, Any]:

@@ -9,20 +9,18 @@ import onnx_ir as ir
 from vitrify.engine.denoiser import LOOP_SEGMENTS
 from vitrify.engine.errors import CompileError
 from vitrify.export.recipe import ComponentRecipe
+from vitrify.export.work import NORMS, PRODUCTS_AND_ACTIVATIONS
 from vitrify.kernels import registry
 from vitrify.kernels.op import DOMAIN
 
 __all__ = ["invariant_work"]
-
-_WORK = frozenset({"Attention", "Conv", "Elu", "Erf", "Gelu", "Gemm", "MatMul", "Relu", "Sigmoid", "Softmax", "Tanh"})
-
 
 _OUR_WORK = frozenset({"attention", "linear"})
 """The folders of `kernels/` whose ops are matrix products."""
 
 
 def invariant_work(recipe: ComponentRecipe, parts: Mapping[str, ir.Model]) -> tuple[str, ...]:
-    """The loop's matrix products and activations without a path from the latents, as `segment/weight` or `segment/value`.
+    """The loop's matrix products, activations and norms without a path from the latents, as `segment/weight` or `segment/value`.
 
     These are what block 0 makes of the text: text tokens × this step's modulation, too large to keep for every step.
     Raises CompileError when another segment has any: the hoist has then missed something.
@@ -49,7 +47,7 @@ def invariant_work(recipe: ComponentRecipe, parts: Mapping[str, ir.Model]) -> tu
 
 
 def _is_work(node: ir.Node) -> bool:
-    """Whether `node` is a matrix product or an activation."""
+    """Whether `node` is a matrix product, an activation or a norm."""
     if node.domain == DOMAIN:
         return registry.folder(node.op_type) in _OUR_WORK
-    return node.op_type in _WORK
+    return node.op_type in PRODUCTS_AND_ACTIVATIONS | NORMS

@@ -43,6 +43,7 @@ def choose_precision(
         attentions = attentions_of(models)
         progress(f"error of each layer in {precision}")
         errors = layer_errors(runs, fits | dict.fromkeys(attentions, "bf16"))
+        exact = list(runs.outputs())
         fits |= dict.fromkeys((name for name in attentions if name in errors), "bf16")
         worst_first = sorted(fits, key=lambda name: (-errors[name], name))
 
@@ -50,7 +51,7 @@ def choose_precision(
             progress(f"{kept} of {len(fits)} layers in {above}")
             layers = {name: _ABOVE[fits[name]] if place < kept else fits[name] for place, name in enumerate(worst_first)}
             layers |= dict.fromkeys(wide, above) | {name: "fp32" for name in attentions if name not in errors}
-            return layers, output_error(runs, layers)
+            return layers, output_error(runs, layers, exact)
 
         too_few, kept = -1, 0
         layers, error = tried(kept)

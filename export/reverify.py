@@ -12,6 +12,8 @@ import onnx_ir as ir
 from vitrify.engine.artifact import Artifact, read_header
 from vitrify.engine.dtypes import DType
 from vitrify.engine.errors import ArtifactError
+from vitrify.engine.ort import OrtCpuBackend
+from vitrify.engine.source_record import source_of
 from vitrify.engine.specs import ComponentSpec, ParitySpec
 from vitrify.export.eager import Scaled
 from vitrify.export.families import recipe_for
@@ -45,12 +47,16 @@ class _Sealed:
 
 
 def verify_artifact(
-    artifact: Artifact, against: Path | None = None, *, whole_limit_bytes: int = WHOLE_LIMIT_BYTES
+    artifact: Artifact,
+    against: Path | None = None,
+    *,
+    whole_limit_bytes: int = WHOLE_LIMIT_BYTES,
+    backend: OrtCpuBackend | None = None,
 ) -> dict[str, ParitySpec]:
     """Measure every component's parity again, as an export does.
 
     against: the diffusers folder it was compiled from; its configurations and weight files must be the artifact's, the
-    files byte for byte, and are what eager PyTorch reads.
+    files byte for byte, and are what eager PyTorch reads. backend: what runs the graphs; None: this machine's best kernels.
     Raises ArtifactError where they differ, ParityError where a graph does, CompileError if `against` is no such folder.
     """
     recipe = _recipe(artifact)
@@ -71,7 +77,7 @@ def verify_artifact(
             _same_weights(artifact, spec, files, lowered)
             parameters = locations
         found[component.name] = verify_component(
-            component, spec, artifact.root, parameters, layers=layers, whole_limit_bytes=whole_limit_bytes
+            component, spec, artifact.root, parameters, layers=layers, whole_limit_bytes=whole_limit_bytes, backend=backend
         )
     return found
 
@@ -157,8 +163,17 @@ def _same_weights(artifact: Artifact, spec: ComponentSpec, files: WeightFiles, l
         if artifact.manifest.files[path].sha256 != digest.hexdigest():
             raise ArtifactError(
                 f"{file}: not what the artifact was compiled from (sha256 {digest.hexdigest()[:16]}…, sealed "
-                f"{artifact.manifest.files[path].sha256[:16]}…); name the source of {artifact.root}, or export again"
+                f"{artifact.manifest.files[path].sha256[:16]}…); name the source of {artifact.root}{_named(artifact, path)}, "
+                "or export again"
             )
+
+
+def _named(artifact: Artifact, path: str) -> str:
+    """What the artifact knows of its source, for a message."""
+    known = source_of(artifact.manifest.provenance)
+    facts = [known.name] if known.name else []
+    facts += [f"whose {path} has sha256 {known.weights[path]}"] if path in known.weights else []
+    return f" ({', '.join(facts)})" if facts else ""
 
 
 class _Hashed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,20 +103,27 @@ def layer_errors(runs: Runs, precisions: Mapping[str, str]) -> dict[str, float]:
         runs.module.get_submodule(runs.prefix + name.removesuffix(_WEIGHT)).register_forward_hook(measure(name), prepend=True)
         for name in linears
     ]
-    with attention_replaced(runs.module, attentions, exact_attention, runs.prefix):
-        for _ in runs.outputs():
-            pass
-    for hook in hooks:
-        hook.remove()
+    try:
+        with attention_replaced(runs.module, attentions, exact_attention, runs.prefix):
+            for _ in runs.outputs():
+                pass
+    finally:
+        for hook in hooks:
+            hook.remove()
     return {name: math.sqrt(off / whole) if whole else 0.0 for name, (off, whole) in sums.items() if name in measured}
 
 
-def output_error(runs: Runs, layers: Mapping[str, str]) -> float:
-    """‖a − b‖₂ / ‖b‖₂ of the component's outputs over all runs, with these layers in these precisions."""
-    exact = list(runs.outputs())
+def output_error(runs: Runs, layers: Mapping[str, str], exact: Sequence[torch.Tensor]) -> float:
+    """‖a − b‖₂ / ‖b‖₂ of the component's outputs over all runs, with these layers in these precisions.
+
+    exact: the outputs of all runs without them. Where those are all zero: 0 if the rounded ones are too, else infinity.
+    """
     with rounded(runs.module, layers, runs.prefix):
         off = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(runs.outputs(), exact, strict=True))
-    return math.sqrt(off / sum(float(b.double().square().sum()) for b in exact))
+    whole = sum(float(b.double().square().sum()) for b in exact)
+    if whole == 0:
+        return 0.0 if off == 0 else math.inf
+    return math.sqrt(off / whole)
 
 
 def _hook(precision: str) -> Callable[[Any, Any, Any], torch.Tensor]:

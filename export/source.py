@@ -1,14 +1,9 @@
-"""A diffusers pipeline folder on this machine: its configurations and where its weights lie. Nothing is loaded.
-
-File names follow diffusers 0.42 (`_add_variant`, its index and its legacy index) and transformers 5 (`_add_variant`).
-"""
+"""A diffusers pipeline folder on this machine: its configurations and where its weights lie. Nothing is loaded."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +12,7 @@ from vitrify.engine.artifact import read_header
 from vitrify.engine.artifact.canonical import parse
 from vitrify.engine.dtypes import DType
 from vitrify.engine.errors import ArtifactError, CompileError
+from vitrify.engine.weight_files import find_weights, stems, weight_map
 
 __all__ = ["ComponentSource", "DiffusersFolder", "TensorLocation", "WeightFiles"]
 
@@ -24,7 +20,7 @@ Json = Any
 
 INDEX_NAME = "model_index.json"
 _MAX_JSON_BYTES = 64 * 2**20
-_DIFFUSERS_STEM, _TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
+_MODEL_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -47,29 +43,11 @@ class TensorLocation:
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """A component's weights. files: in name order, under their names in the folder (links are not resolved).
-
-    variant: the variant that was found, None for the plain files. index: the shards' index file.
-    """
+    """A component's weights. files: in name order, under their names in the folder (links are not resolved)."""
 
     component: str
     files: tuple[Path, ...]
     tensors: Mapping[str, TensorLocation]
-    variant: str | None = None
-    index: Path | None = None
-
-    @property
-    def encoding(self) -> DType:
-        """The dtype that holds most of the parameters. Raises CompileError if it is none that vitrify computes with."""
-        counts: Counter[str] = Counter()
-        for location in self.tensors.values():
-            counts[location.stored_dtype] += math.prod(location.shape)
-        # Ties go to the first name, so that the choice does not hang on the order of the file.
-        stored = min(counts, key=lambda name: (-counts[name], name), default="F32")
-        try:
-            return DType.from_safetensors(stored)
-        except ValueError as error:
-            raise CompileError(f"{self.component}: {error}; convert the weights to bfloat16 first") from None
 
 
 @dataclass(frozen=True)
@@ -87,14 +65,15 @@ class ComponentSource:
 class DiffusersFolder:
     """A pipeline folder. classes: component → (library, class), in the index's order, absent components left out.
 
-    settings: what else model_index.json says. Weights are looked for only by `weights`; all else needs the configurations alone.
+    name: the model's, where model_index.json says one. Weights are looked for only by `weights`; all else needs the
+    configurations alone.
     """
 
     root: Path
     variant: str | None
     pipeline_class: str
     classes: Mapping[str, tuple[str, str]]
-    settings: Mapping[str, Json]
+    name: str | None
 
     @classmethod
     def open(cls, path: Path | str, *, variant: str | None = None) -> DiffusersFolder:
@@ -121,7 +100,6 @@ class DiffusersFolder:
         if not isinstance(name, str) or not name:
             raise CompileError(f"{index}: no _class_name, so the pipeline's class is unknown; save the pipeline again")
         classes: dict[str, tuple[str, str]] = {}
-        settings: dict[str, Json] = {}
         for key, value in fields.items():
             if isinstance(value, list) and len(value) == 2 and not key.startswith("_"):
                 if value == [None, None]:
@@ -129,9 +107,7 @@ class DiffusersFolder:
                 if not all(isinstance(part, str) for part in value) or key in (".", "..") or set(key) & set("/\\"):
                     raise CompileError(f"{index}: component {key!r} is {str(value)[:80]}, expected [library, class]")
                 classes[key] = (value[0], value[1])
-            elif not key.startswith("_"):
-                settings[key] = value
-        return cls(root, variant, name, classes, settings)
+        return cls(root, variant, name, classes, _model_name(fields.get("_name_or_path")))
 
     def component(self, name: str) -> ComponentSource:
         """The configuration of component `name`. Raises CompileError naming what is missing."""
@@ -161,10 +137,10 @@ class DiffusersFolder:
         missing, truncated or corrupt.
         """
         source = self.component(name)
-        found = _find(source, self.variant)
+        found = find_weights(source.folder, source.library, self.variant)
         # As in diffusers, a component without the variant gives its plain files, if another component has it.
         if found is None and self.variant is not None and self._has_variant():
-            found = _find(source, None)
+            found = find_weights(source.folder, source.library)
         if found is None:
             raise CompileError(self._advice(source))
         if found.name.endswith(".json"):
@@ -173,8 +149,7 @@ class DiffusersFolder:
             files, tensors = (found,), _header(found)
         if not tensors:
             raise CompileError(f"{found}: holds no tensors")
-        variant = self.variant if self.variant is not None and f".{self.variant}." in _undashed(found.name) else None
-        return WeightFiles(name, files, tensors, variant, found if found.name.endswith(".json") else None)
+        return WeightFiles(name, files, tensors)
 
     def documents(self) -> tuple[Path, ...]:
         """Licences, notices and the model card in the folder's top, by name: they go with every copy of the weights."""
@@ -186,16 +161,15 @@ class DiffusersFolder:
         )
 
     def _has_variant(self) -> bool:
-        sources = (ComponentSource(n, lib, cls, self.root / n, {}) for n, (lib, cls) in self.classes.items())
-        return any(_find(source, self.variant) is not None for source in sources)
+        return any(find_weights(self.root / name, library, self.variant) for name, (library, _) in self.classes.items())
 
     def _advice(self, source: ComponentSource) -> str:
         names = sorted(path.name for path in source.folder.iterdir())
-        stem = _stems(source.library)[0]
+        stem = stems(source.library)[0]
         wanted = f"{stem}.safetensors" if self.variant is None else f"{stem}.{self.variant}.safetensors"
         message = f"{source.folder}: no weights: expected {wanted}, or shards with an index"
         variants = sorted({v for n in names if (v := _variant_of(n)) is not None})
-        if _find(source, None) is not None:
+        if find_weights(source.folder, source.library) is not None:
             return f"{message}; the plain files are there: leave --variant out"
         if variants:
             return f"{message}; there are files of variant {', '.join(variants)}: pass --variant {variants[0]}"
@@ -208,6 +182,11 @@ class DiffusersFolder:
         return f"{message}; it holds: {', '.join(names) or 'nothing'}. Copy the whole pipeline folder"
 
 
+def _model_name(value: Json) -> str | None:
+    """`owner/name` as a hub has it; anything else may be a path of the machine that saved the folder, which nobody else knows."""
+    return value if isinstance(value, str) and _MODEL_NAME.fullmatch(value) else None
+
+
 def _config_name(class_name: str) -> str:
     if class_name.endswith("Scheduler"):
         return "scheduler_config.json"
@@ -218,31 +197,6 @@ def _config_name(class_name: str) -> str:
     return "config.json"
 
 
-def _stems(library: str) -> tuple[str, str]:
-    stems = (_DIFFUSERS_STEM, _TRANSFORMERS_STEM)
-    return stems[::-1] if library == "transformers" else stems
-
-
-def _candidates(library: str, variant: str | None) -> Iterator[str]:
-    """File names in the order of preference: transformers takes a single file before an index, diffusers the other way."""
-    for stem in _stems(library):
-        if variant is None:
-            single, indices = f"{stem}.safetensors", [f"{stem}.safetensors.index.json"]
-        else:
-            single = f"{stem}.{variant}.safetensors"
-            indices = [
-                f"{stem}.safetensors.index.{variant}.json",
-                # The legacy form of diffusers, and what huggingface_hub's own splitter writes.
-                f"{stem}.safetensors.{variant}.index.json",
-                f"{stem}.{variant}.safetensors.index.json",
-            ]
-        yield from (single, *indices) if library == "transformers" else (*indices, single)
-
-
-def _find(source: ComponentSource, variant: str | None) -> Path | None:
-    return next((p for name in _candidates(source.library, variant) if (p := source.folder / name).is_file()), None)
-
-
 def _undashed(name: str) -> str:
     """`model.fp16-00001-of-00002.safetensors` → `model.fp16.safetensors`."""
     return _SHARD.sub("", name)
@@ -251,27 +205,23 @@ def _undashed(name: str) -> str:
 def _variant_of(name: str) -> str | None:
     """The variant in a weight file's or index's name, None if it has none or is no such file."""
     parts = _undashed(name).split(".")
-    if parts[0] not in (_DIFFUSERS_STEM, _TRANSFORMERS_STEM) or "safetensors" not in parts:
+    if parts[0] not in stems("diffusers") or "safetensors" not in parts:
         return None
     rest = [part for part in parts[1:] if part not in ("safetensors", "index", "json")]
     return rest[0] if rest else None
 
 
 def _sharded(index: Path) -> tuple[tuple[Path, ...], dict[str, TensorLocation]]:
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CompileError(f"{index}: no weight_map of tensor to file; download the index again")
-    shards = sorted(set(weight_map.values()))
+    try:
+        places = weight_map(index)
+    except ArtifactError as error:
+        raise CompileError(str(error)) from None
     tensors: dict[str, TensorLocation] = {}
     files = []
-    for shard in shards:
-        if shard in ("", ".", "..") or set(shard) & set("/\\\0"):
-            raise CompileError(f"{index}: shard {shard[:120]!r} is no plain file name; download the index again")
+    for shard in sorted(set(places.values())):
         file = index.parent / shard
-        if not file.is_file():
-            raise CompileError(f"{file}: missing; {index.name} names it ({len(shards)} shards): copy the whole pipeline folder")
         header = _header(file)
-        wanted = [name for name, place in weight_map.items() if place == shard]
+        wanted = [name for name, place in places.items() if place == shard]
         absent = [name for name in wanted if name not in header]
         if absent:
             raise CompileError(f"{file}: no tensor {absent[0]!r} ({len(absent)} missing), which {index.name} says is in it")

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from vitrify.engine import native_library
 from vitrify.engine.denoiser import CONDITION_ROWS, Denoiser
 from vitrify.engine.dtypes import DType
 from vitrify.engine.errors import ParityError
@@ -31,7 +32,7 @@ from vitrify.export.rounding import Runs
 from vitrify.export.source import TensorLocation
 from vitrify.export.trace import trace
 
-__all__ = ["WHOLE_LIMIT_BYTES", "random_runs", "verify_component"]
+__all__ = ["WHOLE_LIMIT_BYTES", "kernels_that_run", "random_runs", "verify_component"]
 
 WHOLE_LIMIT_BYTES = 512 * 2**20
 _STEPS = 2
@@ -46,6 +47,7 @@ def verify_component(
     *,
     layers: Mapping[str, str] | None = None,
     whole_limit_bytes: int = WHOLE_LIMIT_BYTES,
+    backend: OrtCpuBackend | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> ParitySpec:
     """Compare the component that lies under `root` with eager PyTorch, at the recipe's two sizes.
@@ -54,9 +56,11 @@ def verify_component(
     precision; eager PyTorch then rounds in those linear layers as their ops do, and it is compared block by block if it has
     any: a rounding that falls to the other side moves an input by a quantum, and layer by layer more of them do.
     whole_limit_bytes: float32 bytes of parameters up to which a component in float32 is compared whole.
+    backend: what runs the graphs; None: this machine's best kernels. Which those are is no part of the result, whose bytes
+    must not depend on the machine: `kernels_that_run` says it.
     Raises ParityError naming the component, the place and both errors.
     """
-    backend = OrtCpuBackend()
+    backend = backend or OrtCpuBackend()
     layers = layers or {}
     tolerances = ROUNDED_TOLERANCES if layers else (BLOCK_TOLERANCE, COMPONENT_TOLERANCE)
     float_bytes = sum(4 * int(np.prod(place.shape, dtype=np.int64)) for place in parameters.values())
@@ -71,6 +75,13 @@ def verify_component(
         wiring = _wiring(recipe.narrow(), backend)
         measured |= {f"wiring {name}": (d, COMPONENT_TOLERANCE) for name, d in wiring.items()}
     return _judged(recipe.name, "blocks", measured)
+
+
+def kernels_that_run(backend: OrtCpuBackend) -> str:
+    """The kernels that a parity measured with `backend` is a parity of, in words."""
+    if not backend.native_ops:
+        return "the portable bodies of our ops"
+    return f"our native kernels at CPU level {native_library.cpu_level()}"
 
 
 def random_runs(recipe: ComponentRecipe, parameters: Mapping[str, TensorLocation | Scaled]) -> Runs:

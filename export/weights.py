@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from vitrify.engine.artifact import ArtifactWriter
+from vitrify.engine.artifact import ArtifactWriter, FileEntry
 from vitrify.engine.errors import CompileError, SpecError
 from vitrify.export.source import TensorLocation, WeightFiles
 
@@ -16,25 +16,18 @@ __all__ = ["NonFiniteScan", "copy_weights", "resolve_parameters"]
 _NAMED = 10
 
 
-def copy_weights(writer: ArtifactWriter, component: str, files: WeightFiles, progress: Callable[[int], None]) -> tuple[str, ...]:
-    """Copies each file, name kept, into `<component>/`; gives the paths within the artifact.
+def copy_weights(writer: ArtifactWriter, component: str, files: WeightFiles) -> dict[str, FileEntry]:
+    """Copies each file, name kept, into `<component>/`; gives path within the artifact → hash and size.
 
     Bytes pass once, in chunks: hashed, and every floating tensor looked through for NaN and infinity.
-    progress: called with the number of bytes just copied.
     Raises CompileError naming the tensor that holds NaN or infinity, ArtifactError if a file cannot be read or written.
     """
-    paths = []
+    entries = {}
     for file in files.files:
         scan = NonFiniteScan(file.name, {n: t for n, t in files.tensors.items() if t.file == file})
-
-        def look(chunk: memoryview, scan: NonFiniteScan = scan) -> None:
-            scan.feed(chunk)
-            progress(len(chunk))
-
         path = f"{component}/{file.name}"
-        writer.copy_file(path, file, on_chunk=look)
-        paths.append(path)
-    return tuple(paths)
+        entries[path] = writer.copy_file(path, file, on_chunk=scan.feed)
+    return entries
 
 
 class NonFiniteScan:

@@ -11,18 +11,18 @@ import numpy.typing as npt
 
 from vitrify.engine.artifact import Artifact
 from vitrify.engine.component import ComponentModel
-from vitrify.engine.denoiser import Denoiser
+from vitrify.engine.denoiser import CONDITION_ROWS, Denoiser
 from vitrify.engine.device import Device
 from vitrify.engine.errors import RequestError, SpecError
 from vitrify.engine.session import Backend, SessionHolder
-from vitrify.engine.specs import ComponentSpec, Dim
+from vitrify.engine.specs import MODEL, ComponentSpec, Dim
+from vitrify.runtime.sealed import check_named
 
 __all__ = ["KEEP", "CompiledDenoiser", "CompiledModel", "GraphModel"]
 
 KEEP = ("all", "denoiser", "none")
 
 Array = npt.NDArray[Any]
-_MODEL = "model"
 
 
 class GraphModel:
@@ -32,7 +32,7 @@ class GraphModel:
     """
 
     def __init__(self, spec: ComponentSpec, holder: SessionHolder, dims: Mapping[str, Dim]) -> None:
-        self._graph = spec.graphs[_MODEL]
+        self._graph = spec.graphs[MODEL]
         self._holder = holder
         self._dims = dims
         firsts = {str(t.shape[0]) for t in (*self._graph.inputs, *self._graph.outputs)}
@@ -82,9 +82,8 @@ class GraphModel:
         return sizes
 
     def _chunk(self, left: int) -> int:
-        size = min(left, self._rows.max)
-        size -= (size - self._rows.min) % self._rows.step if size >= self._rows.min else size
-        if size < 1:
+        size = self._rows.longest(left)
+        if size is None:
             raise RequestError(f"{self._graph.path}: {self._rows.name}={left} is outside what it was compiled for: {self._rows}")
         return size
 
@@ -132,9 +131,9 @@ class CompiledModel(_Compiled[GraphModel]):
 
     def load_model(self) -> GraphModel:
         """Its graph, opened at the first call."""
-        if tuple(self.spec.graphs) != (_MODEL,):
-            raise SpecError(f"component {self.spec.name!r} has graphs {list(self.spec.graphs)}, expected {[_MODEL]}")
-        graph = self.spec.graphs[_MODEL]
+        if tuple(self.spec.graphs) != (MODEL,):
+            raise SpecError(f"component {self.spec.name!r} has graphs {list(self.spec.graphs)}, expected {[MODEL]}")
+        graph = self.spec.graphs[MODEL]
         holder = SessionHolder(lambda: self.backend.open(self.artifact.path(graph.path), graph), self.keep == "all")
         return GraphModel(self.spec, holder, self.artifact.manifest.dims)
 
@@ -144,5 +143,13 @@ class CompiledDenoiser(_Compiled[Denoiser]):
 
     def load_model(self) -> Denoiser:
         """Its segments, opened at the first request: the loop's stay open unless keep is "none", `condition` only with "all"."""
-        keep_loop, keep_condition = self.keep != "none", self.keep == "all"
-        return Denoiser(self.backend, self.artifact.root, self.spec, keep_loop=keep_loop, keep_condition=keep_condition)
+        dims = self.artifact.manifest.dims
+        check_named("dims", dims, (CONDITION_ROWS,))
+        return Denoiser(
+            self.backend,
+            self.artifact.root,
+            self.spec,
+            keep_loop=self.keep != "none",
+            keep_condition=self.keep == "all",
+            condition_rows=dims[CONDITION_ROWS],
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,11 +121,7 @@ def _write_png(image: Image, path: Path, text: Mapping[str, str]) -> None:
         info.add_text(key, value)  # Latin-1 goes to tEXt, the rest to iTXt
     encoded = io.BytesIO()
     image.save(encoded, format="PNG", pnginfo=info)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
-        with disk.create(partial) as file:
-            disk.write(file, encoded.getbuffer())
-        disk.rename(partial, path)
+        disk.replace_file(path, encoded.getbuffer())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise RequestError(f"output {path} cannot be written: {error.strerror}") from error

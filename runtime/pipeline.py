@@ -223,6 +223,7 @@ class DiffusionPipeline(ABC):
                 raise SpecError(f"weight file {str(given)!r}: there is no component {name!r}; components: {', '.join(files)}")
             files.setdefault(name, []).append(root / path)
         for name in wanted:
+            files[name] = files[name] or [root / path for path in self.pipeline_config.models[name].weight_paths]
             files[name] = files[name] or sorted((root / name).glob("*.safetensors"))
             if not files[name]:
                 raise SpecError(f"No weight files found for component {name!r} in {root / name}")

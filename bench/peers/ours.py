@@ -13,7 +13,7 @@ from vitrify.bench.peers.peer import STEP, Peer
 from vitrify.bench.timed_backend import TimedBackend
 from vitrify.engine.artifact import Artifact
 from vitrify.engine.backends import backend
-from vitrify.engine.denoiser import Denoiser
+from vitrify.engine.denoiser import CONDITION_ROWS, Denoiser
 from vitrify.engine.session import Array
 from vitrify.runtime.rotary import rotary_table
 
@@ -43,7 +43,7 @@ class Ours(Peer):
         spec = artifact.manifest.components["transformer"]
         self._axes = tuple(int(dim) for dim in spec.config["axes_dims_rope"])
         engine = TimedBackend(backend(artifact.manifest.target, threads=self.threads), self.clock)
-        self._denoiser = Denoiser(engine, artifact.root, spec)
+        self._denoiser = Denoiser(engine, artifact.root, spec, condition_rows=artifact.manifest.dims[CONDITION_ROWS])
 
     def give(self, inputs: CaseInputs) -> None:
         self._stack.close()

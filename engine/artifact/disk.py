@@ -10,9 +10,10 @@ import errno
 import io
 import os
 import shutil
+import threading
 from pathlib import Path
 
-__all__ = ["create", "make_folder", "remove_tree", "rename", "sync", "sync_folder", "write"]
+__all__ = ["create", "make_folder", "remove_tree", "rename", "replace_file", "sync", "sync_folder", "write"]
 
 
 def create(path: Path) -> io.FileIO:
@@ -56,6 +57,21 @@ def make_folder(path: Path) -> None:
 def rename(source: Path, target: Path) -> None:
     """`source` under its new name, in one step."""
     source.rename(target)
+
+
+def replace_file(path: Path, data: bytes | bytearray | memoryview) -> None:
+    """`data` in the file `path`, in one step in place of what stood there. Raises OSError with that untouched, nothing left."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    try:
+        with create(partial) as file:
+            write(file, data)
+            sync(file)
+        rename(partial, path)
+        sync_folder(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def remove_tree(path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from vitrify.engine.artifact.canonical import canonical_bytes, parse, plain
 from vitrify.engine.artifact.paths import ID_NAME, MANIFEST_NAME, check_path
 from vitrify.engine.errors import ArtifactError, SpecError
-from vitrify.engine.specs import ComponentSpec, Dim, GraphSpec, Target, expect, expect_list, expect_map
+from vitrify.engine.specs import MODEL, SEGMENTS, ComponentSpec, Dim, GraphSpec, check_target, expect, expect_list, expect_map
 
 __all__ = ["FORMAT_VERSION", "MAX_MANIFEST_BYTES", "FileEntry", "Manifest", "SchedulerSpec", "TokenizerSpec"]
 
@@ -115,10 +115,10 @@ class FileEntry:
 class Manifest:
     """An artifact's account of itself.
 
-    target: what the graphs are typed for, as `Target` parses it. components: in the source pipeline's order.
+    target: what the graphs are typed for, as `check_target` has it. components: in the source pipeline's order.
     step_graphs: the one-op graphs between engines (Euler step, guidance, …) by name.
     ops: the version of each op of ours that the graphs use.
-    defaults: what a request that does not say gets. presets: named cache settings. provenance: where the source came from.
+    defaults: what a request that does not say gets. provenance: where the source came from.
     files: every file of the folder but the manifest and its hash.
     """
 
@@ -132,7 +132,6 @@ class Manifest:
     scheduler: SchedulerSpec
     tokenizers: Mapping[str, TokenizerSpec]
     defaults: Mapping[str, Json] = field(default_factory=dict)
-    presets: Mapping[str, Json] = field(default_factory=dict)
     provenance: Mapping[str, Json] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
 
@@ -155,7 +154,7 @@ class Manifest:
             "scheduler": self.scheduler.to_json(),
             "tokenizers": rows(self.tokenizers),
             "defaults": dict(self.defaults),
-            "presets": dict(self.presets),
+            "presets": {},
             "provenance": dict(self.provenance),
             "files": rows(self.files),
         }
@@ -192,7 +191,7 @@ class Manifest:
             manifest = cls._from_fields(expect_map(data, where, _FIELDS), where)
             manifest.check(where)
         except SpecError as error:
-            # Dim and Target name themselves, not the file they came from.
+            # Dim and check_target name themselves, not the file they came from.
             named = str(error) if where in str(error) else f"{where}: {error}"
             raise ArtifactError(f"{named}; export again") from None
         return manifest
@@ -203,6 +202,7 @@ class Manifest:
             return {name: read(row, f"{where}: {key}.{name}") for name, row in expect_map(fields[key], f"{where}: {key}").items()}
 
         expect(fields["format_version"], int, f"{where}: format_version")
+        expect_map(fields["presets"], f"{where}: presets", ())
         components = rows("components", ComponentSpec.from_json)
         order = [
             expect(name, str, f"{where}: component_order") for name in expect_list(fields["component_order"], "component_order")
@@ -220,7 +220,6 @@ class Manifest:
             scheduler=SchedulerSpec.from_json(fields["scheduler"], f"{where}: scheduler"),
             tokenizers=rows("tokenizers", TokenizerSpec.from_json),
             defaults=expect_map(fields["defaults"], f"{where}: defaults"),
-            presets=expect_map(fields["presets"], f"{where}: presets"),
             provenance=expect_map(fields["provenance"], f"{where}: provenance"),
             files=rows("files", FileEntry.from_json),
         )
@@ -235,7 +234,7 @@ class Manifest:
 
     def check(self, where: str = "manifest") -> None:
         """Raises ArtifactError or SpecError where the parts contradict each other."""
-        Target.parse(self.target)
+        check_target(self.target)
         for kind, named in (("component", self.components), ("dim", self.dims), ("tokenizer", self.tokenizers)):
             for key, spec in named.items():
                 if key != spec.name or not _NAME.fullmatch(key):
@@ -251,8 +250,17 @@ class Manifest:
                     f"{where}: tokenizer {tokenizer.name!r} has max_length={tokenizer.max_length}, "
                     f"pad_token_id={tokenizer.pad_token_id}; expected >= 1 and >= 0"
                 )
+        self._check_graphs(where)
         self._check_shapes(where)
         self._check_paths(where)
+
+    def _check_graphs(self, where: str) -> None:
+        for component in self.components.values():
+            if tuple(component.graphs) not in (SEGMENTS, (MODEL,)):
+                raise ArtifactError(
+                    f"{where}: component {component.name!r} has graphs {list(component.graphs)}, "
+                    f"expected {list(SEGMENTS)} in this order, or {MODEL!r} alone"
+                )
 
     def _check_shapes(self, where: str) -> None:
         for name, (_, graph) in self.graphs().items():

@@ -24,8 +24,17 @@ _PATHS: dict[str, dict[int, str]] = {
     "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
 }
+# Fields that hold one message: protobuf merges one that stands twice, which no part of it shows.
+_SINGULAR: dict[str, frozenset[int]] = {
+    "Model": frozenset({7}),
+    "TrainingInfo": frozenset({1, 2}),
+    "Attribute": frozenset({5, 6, 22}),
+    "SparseTensor": frozenset({1, 2}),
+}
 _TENSOR_NAME, _TENSOR_EXTERNAL_DATA, _ENTRY_KEY, _ENTRY_VALUE = 8, 13, 1, 2
 _MAX_DEPTH = 32
+_MAX_TAG = 2**32 - 1
+_MAX_VARINT = 2**64 - 1
 _WORD = b"location"
 
 
@@ -42,7 +51,8 @@ class ExternalTensor:
 def external_tensors(data: bytes, where: str) -> list[ExternalTensor]:
     """Every external tensor of a serialised ONNX model, subgraphs and function bodies included.
 
-    Raises ArtifactError naming `where` if the bytes are no protobuf message or an entry's numbers are none.
+    Raises ArtifactError naming `where` if the bytes are no protobuf message, if another parser could read them differently, or if
+    an entry's numbers are none.
     """
     return list(_walk(data, 0, len(data), "Model", where, 0))
 
@@ -50,9 +60,16 @@ def external_tensors(data: bytes, where: str) -> list[ExternalTensor]:
 def _walk(data: bytes, start: int, end: int, message: str, where: str, depth: int) -> Iterator[ExternalTensor]:
     if depth > _MAX_DEPTH:
         raise ArtifactError(f"{where}: subgraphs nested too deep; this is no graph that vitrify wrote")
-    inner = _PATHS[message]
+    inner, singular = _PATHS[message], _SINGULAR.get(message, frozenset())
+    met: set[int] = set()
     for number, begin, stop in _fields(data, start, end, where):
         child = inner.get(number)
+        if number in singular:
+            if number in met:
+                raise ArtifactError(
+                    f"{where}: a {message} holds two of field {number} ({child}), expected one; this is no ONNX graph"
+                )
+            met.add(number)
         if child is None or data.find(_WORD, begin, stop) < 0:
             continue
         if child == "Tensor":
@@ -99,6 +116,11 @@ def _fields(data: bytes, start: int, end: int, where: str) -> Iterator[tuple[int
     at = start
     while at < end:
         tag, at = _varint(data, at, end, where)
+        # Parsers cut a longer tag to 32 bits and see another field than we would.
+        if tag > _MAX_TAG:
+            raise ArtifactError(
+                f"{where}: a field's tag at byte {at} is {tag}, expected at most {_MAX_TAG}; this is no ONNX graph"
+            )
         number, wire = tag >> 3, tag & 7
         if wire == 0:
             begin = at
@@ -124,6 +146,8 @@ def _varint(data: bytes, at: int, end: int, where: str) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         at += 1
         if byte < 0x80:
+            if value > _MAX_VARINT:
+                raise ArtifactError(f"{where}: a number at byte {at} is {value}, expected 64 bits; this is no ONNX graph")
             return value, at
         shift += 7
     raise ArtifactError(f"{where}: a number at byte {at} does not end; this is no ONNX graph, or a damaged one")

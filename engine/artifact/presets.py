@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import stat
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ from vitrify.engine.artifact.reader import Artifact
 from vitrify.engine.cache_json import cache_from_json, cache_to_json
 from vitrify.engine.cache_policy import Cache, Magnitude
 from vitrify.engine.errors import ArtifactError, SpecError
+from vitrify.engine.scheduler_config import MAX_STEPS
 
 __all__ = [
     "PRESETS_VERSION",
@@ -36,7 +35,6 @@ Json = Any
 
 PRESETS_VERSION = 1
 _MAX_BYTES = 2**20
-_MAX_STEPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -119,16 +117,9 @@ def write_presets(artifact: Artifact, presets: Presets) -> Path:
         },
         str(path),
     )
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
-        with disk.create(partial) as file:
-            disk.write(file, data)
-            disk.sync(file)
-        disk.rename(partial, path)
-        disk.sync_folder(path.parent)
+        disk.replace_file(path, data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise _unwritable(path, error) from error
     return path
 
@@ -185,8 +176,8 @@ def _calibration(data: Json) -> Calibration | None:
         return None
     found = _fields(data, "calibration", {"ratios", "requests"})
     ratios = found["ratios"]
-    if not isinstance(ratios, list) or not 1 <= len(ratios) <= _MAX_STEPS:
-        raise SpecError(f"calibration.ratios: expected a list of 1 to {_MAX_STEPS} numbers")
+    if not isinstance(ratios, list) or not 1 <= len(ratios) <= MAX_STEPS:
+        raise SpecError(f"calibration.ratios: expected a list of 1 to {MAX_STEPS} numbers")
     return Calibration(tuple(ratios), found["requests"])
 
 

@@ -76,11 +76,6 @@ class Artifact:
             )
         return self.root / relative
 
-    @property
-    def presets_path(self) -> Path:
-        """Where measurements made on this machine go: beside the folder, which stays sealed."""
-        return self.root.with_name(f"{self.root.name}.presets.json")
-
 
 def _read_manifest(root: Path) -> tuple[Manifest, str]:
     if not root.is_dir():

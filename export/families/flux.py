@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+from vitrify.engine.denoiser import CONDITION_DIM, CONDITION_ROWS
 from vitrify.engine.dtypes import DType
 from vitrify.engine.errors import CompileError
 from vitrify.engine.specs import Dim
@@ -32,7 +33,6 @@ _COMPONENTS = {
 }
 _PACK = 2  # the pipeline packs 2 × 2 latent positions into one token
 _LATENTS_IN_SAMPLE = 128  # FluxPipeline's default picture is 128 latent positions wide
-_CONDITION_ROWS = 64
 _DECODED_AT_ONCE = 63  # diffusers' Upsample2D takes another path from 64 pictures on
 
 
@@ -137,7 +137,7 @@ def _dims(configs: Mapping[str, _Config], options: ExportOptions) -> dict[str, D
         "latent_w": latent("latent_w", sizes["width"]),
         "prompts": Dim("prompts", 1, 1, batch.max),
         "images": Dim("images", 1, 1, min(batch.max, _DECODED_AT_ONCE)),
-        "condition_rows": Dim("condition_rows", 1, min(28 * batch.opt, _CONDITION_ROWS), _CONDITION_ROWS),
+        CONDITION_ROWS: replace(CONDITION_DIM, opt=min(28 * batch.opt, CONDITION_DIM.max)),
     }
 
 

@@ -12,9 +12,8 @@ JOINT = "+"
 """Stands between two labels in the name of a tensor that holds both values, one after the other along the tokens."""
 
 
-def name_borders(model: ir.Model) -> frozenset[str]:
-    """Rules: (1) a Border's input takes its label as name; (2) users of the Border read the input. Returns the labels."""
-    labels = set()
+def name_borders(model: ir.Model) -> None:
+    """Rules: (1) a Border's input takes its label as name; (2) users of the Border read the input."""
     for node in list(model.graph):
         if node.op_type != BORDER:
             continue
@@ -26,5 +25,3 @@ def name_borders(model: ir.Model) -> frozenset[str]:
         ir.convenience.replace_all_uses_with(marked, source)
         model.graph.remove(node, safe=True)
         source.name = label
-        labels.add(label)
-    return frozenset(labels)

@@ -20,12 +20,8 @@ from vitrify.kernels.op import DOMAIN
 __all__ = ["tie_parameters"]
 
 
-def tie_parameters(model: ir.Model, locations: Mapping[str, TensorLocation], folder: Path) -> int:
-    """Turn the parameters among `model`'s inputs into initializers of external data. folder: where graph and files lie.
-
-    Returns the bytes of weights that this graph reads.
-    """
-    total = 0
+def tie_parameters(model: ir.Model, locations: Mapping[str, TensorLocation], folder: Path) -> None:
+    """Turn the parameters among `model`'s inputs into initializers of external data. folder: where graph and files lie."""
     graph = model.graph
     for value in [v for v in graph.inputs if v.name in locations]:
         assert value.name is not None
@@ -40,7 +36,6 @@ def tie_parameters(model: ir.Model, locations: Mapping[str, TensorLocation], fol
             name=value.name,
             base_dir=folder,
         )
-        total += place.nbytes
         readers = tuple(value.uses())
         value.const_value = stored
         value.dtype = ir.DataType(place.dtype.onnx)
@@ -53,7 +48,6 @@ def tie_parameters(model: ir.Model, locations: Mapping[str, TensorLocation], fol
             graph.insert_before(graph[0], cast)
             for use in lifting:
                 use.node.replace_input_with(use.idx, lifted)
-    return total
 
 
 def _reads_stored(reader: ir.Node, index: int, dtype: DType) -> bool:

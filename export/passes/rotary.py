@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from vitrify.export.passes.patterns import made_by, number
 from vitrify.export.passes.shapes import constant
 
 __all__ = ["rotary_as_op"]
@@ -51,22 +52,22 @@ def _match(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None:
     """(x, C, S) where `node` is the Add of rule 1."""
     if node.op_type != "Add":
         return None
-    straight, crossed = (_made_by(v, "Mul") for v in node.inputs)
+    straight, crossed = (made_by(v, "Mul") for v in node.inputs)
     if straight is None or crossed is None:
         return None
     x, cosine = straight.inputs
-    back = _made_by(crossed.inputs[0], "Reshape")
-    pairs = _made_by(back.inputs[0], "Concat") if back is not None else None
+    back = made_by(crossed.inputs[0], "Reshape")
+    pairs = made_by(back.inputs[0], "Concat") if back is not None else None
     if x is None or cosine is None or pairs is None or len(pairs.inputs) != 2 or not _is_table(cosine):
         return None
-    first, second = (_made_by(v, "Unsqueeze") for v in pairs.inputs)
-    negated = _made_by(first.inputs[0], "Neg") if first is not None else None
+    first, second = (made_by(v, "Unsqueeze") for v in pairs.inputs)
+    negated = made_by(first.inputs[0], "Neg") if first is not None else None
     if second is None or negated is None:
         return None
     b, a = _channel(negated.inputs[0]), _channel(second.inputs[0])
     if b is None or a is None or b[0] is not a[0] or (a[1], b[1]) != (0, 1):
         return None
-    split = _made_by(a[0], "Reshape")
+    split = made_by(a[0], "Reshape")
     sine = crossed.inputs[1]
     if split is None or split.inputs[0] is not x or sine is None or not _is_table(sine) or len(x.shape or ()) != 4:
         return None
@@ -75,12 +76,12 @@ def _match(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None:
 
 def _channel(value: ir.Value | None) -> tuple[ir.Value, int] | None:
     """(pairs, 0 or 1) where `value` is Squeeze(Slice(pairs)) of one of the two channels of [..., 2]."""
-    squeeze = _made_by(value, "Squeeze")
-    part = _made_by(squeeze.inputs[0], "Slice") if squeeze is not None else None
+    squeeze = made_by(value, "Squeeze")
+    part = made_by(squeeze.inputs[0], "Slice") if squeeze is not None else None
     if part is None or part.inputs[0] is None or part.inputs[0].shape is None:
         return None
     shape = part.inputs[0].shape
-    start, axis = _number(part.inputs[1]), _number(part.inputs[3] if len(part.inputs) > 3 else None)
+    start, axis = number(part.inputs[1]), number(part.inputs[3] if len(part.inputs) > 3 else None)
     if (
         axis not in (-1, len(shape) - 1)
         or shape[-1] != 2
@@ -115,17 +116,6 @@ def _halved(model: ir.Model, x: ir.Value, table: ir.Value, steps: list[ir.Node])
 def _is_table(value: ir.Value) -> bool:
     shape = list(value.shape or ())
     return len(shape) == 4 and shape[0] == 1 and shape[2] == 1 and isinstance(shape[3], int)
-
-
-def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    producer = None if value is None else value.producer()
-    return producer if producer is not None and producer.op_type == op_type else None
-
-
-def _number(value: ir.Value | None) -> int | None:
-    if value is None or value.const_value is None or value.const_value.size != 1:
-        return None
-    return int(value.const_value.numpy().reshape(-1)[0])
 
 
 def _add(steps: list[ir.Node], op: str, inputs: list[ir.Value], name: str, attributes: list[ir.Attr] | None = None) -> ir.Value:

@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrify.engine.component import ComponentModel
-from vitrify.engine.errors import ArtifactError, RequestError, SpecError
+from vitrify.engine.errors import ArtifactError, RequestError
+from vitrify.engine.specs import ComponentSpec
 from vitrify.runtime.compiled import CompiledPipeline
 from vitrify.runtime.components import CompiledDenoiser, CompiledModel
 from vitrify.runtime.noise import Generator
 from vitrify.runtime.request import Branch, PreparedRequest, Size, Text
 from vitrify.runtime.rotary import raster_ids, rotary_table
+from vitrify.runtime.sealed import check_named, config_number, config_numbers
 from vitrify.runtime.tokenizers import Dropped
 from vitrify.runtime.values import check_array, check_count, check_dim, check_texts
 
@@ -27,6 +29,7 @@ __all__ = ["FluxPipeline"]
 Array = npt.NDArray[Any]
 
 _THETA = 10_000.0
+_AXES_DIMS = (16, 56, 56)  # FluxTransformer2DModel's default; FLUX.1-dev's own config.json leaves it out
 _TIMESTEP_UNIT = np.float32(1000)  # FluxPipeline hands the transformer t / 1000, whatever the scheduler was trained with
 
 
@@ -47,20 +50,27 @@ class FluxPipeline(CompiledPipeline):
 
     def init_remaining_components(self) -> None:
         super().init_remaining_components()
-        transformer, vae = self.transformer.config, self.vae.config
-        self.axes_dims = tuple(int(dim) for dim in transformer["axes_dims_rope"])
-        self.latent_channels = int(vae["latent_channels"])
-        self.vae_scale = 2 ** (len(vae["block_out_channels"]) - 1)
-        self.pack = math.isqrt(int(transformer["in_channels"]) // self.latent_channels)
-        if self.pack**2 * self.latent_channels != transformer["in_channels"]:
-            raise SpecError(
-                f"transformer takes {transformer['in_channels']} channels, "
-                f"expected a square number of times the VAE's {self.latent_channels}"
+        transformer, vae = self.transformer.spec, self.vae.spec
+        check_named("dims", self.artifact.manifest.dims, ("height", "width", "batch", "text_tokens"))
+        check_named("tokenizers", self.tokenizers, ("tokenizer", "tokenizer_2"))
+        self.axes_dims = config_numbers(transformer, "axes_dims_rope", _AXES_DIMS)
+        self.embeds_width = config_number(transformer, "joint_attention_dim")
+        self.pooled_width = config_number(transformer, "pooled_projection_dim")
+        self.latent_channels = config_number(vae, "latent_channels")
+        self.vae_scale = 2 ** (len(config_numbers(vae, "block_out_channels")) - 1)
+        channels = config_number(transformer, "in_channels")
+        self.pack = math.isqrt(channels // self.latent_channels)
+        if self.pack**2 * self.latent_channels != channels:
+            raise ArtifactError(
+                f"transformer takes {channels} channels, expected a square number of times the VAE's {self.latent_channels}; "
+                "export the artifact again"
             )
-        self.clip_tokens = int(self.text_encoder.spec.graphs["model"].inputs[0].shape[1])
+        self.clip_tokens = _fixed_tokens(self.text_encoder.spec)
         longest = self.tokenizers["tokenizer"].max_length
         if longest > self.clip_tokens:
-            raise SpecError(f"tokenizer gives {longest} tokens, text_encoder takes {self.clip_tokens}; export the artifact again")
+            raise ArtifactError(
+                f"tokenizer gives {longest} tokens, text_encoder takes {self.clip_tokens}; export the artifact again"
+            )
 
     def size(self, height: int, width: int) -> Size:
         dims, step = self.artifact.manifest.dims, self.vae_scale * self.pack
@@ -223,10 +233,21 @@ class FluxPipeline(CompiledPipeline):
     def _given_embeds(self, context: Any, side: str, prompts: int | None, length: int | None) -> Branch:
         name, pooled_name = f"{side}prompt_embeds", f"{side}pooled_prompt_embeds"
         pooled = getattr(context, pooled_name)
-        wide = self.transformer.config["joint_attention_dim"], self.transformer.config["pooled_projection_dim"]
-        embeds = check_array(getattr(context, name), name, (prompts, length, wide[0]), np.float32, "prompts text_tokens dim")
-        pooled = check_array(pooled, pooled_name, (len(embeds), wide[1]), np.float32, "prompts dim")
+        shape = (prompts, length, self.embeds_width)
+        embeds = check_array(getattr(context, name), name, shape, np.float32, "prompts text_tokens dim")
+        pooled = check_array(pooled, pooled_name, (len(embeds), self.pooled_width), np.float32, "prompts dim")
         return Branch(embeds={"encoder_hidden_states": embeds, "pooled_projections": pooled})
+
+
+def _fixed_tokens(encoder: ComponentSpec) -> int:
+    """The number of tokens that an encoder's graph takes. Raises ArtifactError where it takes any."""
+    inputs = encoder.graphs["model"].inputs
+    if len(inputs) != 1 or len(inputs[0].shape) != 2 or not isinstance(inputs[0].shape[1], int):
+        raise ArtifactError(
+            f"{encoder.name} takes {[f'{t.name}: {t}' for t in inputs]}, expected one input of a fixed number of tokens; "
+            "export the artifact again"
+        )
+    return inputs[0].shape[1]
 
 
 _PARTNERS = (
@@ -255,11 +276,7 @@ def _text_or_none(context: Any, name: str) -> Any:
 
 
 def _check_vocabulary(ids: Array, name: str, encoder: CompiledModel) -> None:
-    size = encoder.config.get("vocab_size")
-    if not isinstance(size, int):
-        raise ArtifactError(
-            f"{encoder.spec.name}: its config has no vocab_size, which {name} must fit; export the artifact again"
-        )
+    size = config_number(encoder.spec, "vocab_size")
     wrong = ids[(ids < 0) | (ids >= size)]
     if len(wrong):
         raise RequestError(

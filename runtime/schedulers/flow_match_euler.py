@@ -21,14 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrify.engine.errors import RequestError
-from vitrify.engine.scheduler_config import FLOW_MATCH_EULER_DEFAULTS, check_flow_match_euler
+from vitrify.engine.scheduler_config import FLOW_MATCH_EULER_DEFAULTS, MAX_STEPS, check_flow_match_euler
 from vitrify.runtime.values import check_count
 
 __all__ = ["FlowMatchEuler", "Schedule"]
 
 Array = NDArray[Any]
-
-_MOST_STEPS = 10_000  # a slip of the hand is refused before it asks for memory
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,8 @@ class FlowMatchEuler:
         sigmas: raw noise levels, one a step, before any shift; None: 1 … 1/steps, evenly.
         Raises RequestError for steps outside 1..10,000, another number of sigmas, sigmas outside 0..1, a schedule not finite.
         """
-        if check_count(num_inference_steps, "num_inference_steps") > _MOST_STEPS:
-            raise RequestError(f"num_inference_steps={num_inference_steps}: expected at most {_MOST_STEPS}")
+        if check_count(num_inference_steps, "num_inference_steps") > MAX_STEPS:
+            raise RequestError(f"num_inference_steps={num_inference_steps}: expected at most {MAX_STEPS}")
         raw = self._raw(num_inference_steps, sigmas)
         shifted = self._stretched(self._shifted(raw, image_tokens))
         if not np.isfinite(shifted).all():

@@ -72,7 +72,7 @@ def sample_manifest() -> Manifest:
         class_name="FluxTransformer2DModel",
         encoding=DType.FLOAT32,
         config={"num_layers": 1, "axes": (2, 1), "scale": 0.1},
-        graphs={"first": first},
+        graphs={"model": first},
         weights=(WEIGHTS,),
         parity=ParitySpec(checked=True, measurements={"first": 2e-07}, tolerances={"first": 1e-05}),
     )

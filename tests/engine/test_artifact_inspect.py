@@ -21,7 +21,7 @@ def with_segments() -> Manifest:
     """A plan: FLUX-like segments, no files."""
     manifest = sample_manifest()
     transformer = manifest.components["transformer"]
-    first = transformer.graphs["first"]
+    first = transformer.graphs["model"]
     sizes = {"condition": 3_290_000_000, **LOOP}
     graphs = {
         name: dataclasses.replace(first, path=f"transformer/{name}.onnx", parameters=n, parameter_bytes=2 * n)

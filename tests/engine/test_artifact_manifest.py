@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,12 @@ from vitrify.engine.artifact import FileEntry, Manifest, SchedulerSpec, Tokenize
 from vitrify.engine.artifact.canonical import MAX_DEPTH, parse
 from vitrify.engine.artifact.paths import check_path
 from vitrify.engine.errors import ArtifactError
+from vitrify.engine.fusion import FUSION, GraphFusion, LeftNodes
+from vitrify.engine.source_record import SOURCE, SourceRecord
+from vitrify.engine.specs import SEGMENTS, LayerPrecision, PrecisionSpec
 
 HEX = "ab" * 32
+FORMAT = Path(__file__).parents[2] / "engine" / "FORMAT.md"
 
 
 def sealed() -> Manifest:
@@ -86,6 +92,7 @@ def edited(**changes: Any) -> bytes:
         ({"format_version": "1"}, "format_version"),
         ({"format_version": True}, "format_version"),
         ({"surprise": 1}, "unknown fields.*surprise"),
+        ({"presets": {"fast": {}}}, r"presets: missing fields \[\], unknown fields \['fast'\]"),
         ({"family": 3}, "family"),
         ({"target": "abacus"}, "abacus.*known: cpu"),
         ({"component_order": []}, "component_order"),
@@ -108,6 +115,62 @@ def test_a_manifest_that_contradicts_the_format_is_refused_by_name(changes: dict
     assert "art/manifest.json" in str(caught.value)
 
 
+def with_graphs(*names: str) -> bytes:
+    manifest = sealed()
+    transformer = manifest.components["transformer"]
+    graphs = dict.fromkeys(names, transformer.graphs["model"])
+    return dataclasses.replace(
+        manifest, components={"transformer": dataclasses.replace(transformer, graphs=graphs)}
+    ).canonical_bytes()
+
+
+@pytest.mark.parametrize(
+    "names", [("first",), ("model", "first"), (), tuple(reversed(SEGMENTS)), SEGMENTS[:-1], (*SEGMENTS, "model")]
+)
+def test_a_component_of_other_graphs_is_refused_by_name(names: tuple[str, ...]) -> None:
+    with pytest.raises(ArtifactError, match=r"component 'transformer' has graphs .*expected \['condition', .* or 'model' alone"):
+        Manifest.from_bytes(with_graphs(*names))
+
+
+@pytest.mark.parametrize("names", [("model",), SEGMENTS])
+def test_one_graph_or_the_segments_in_their_order_pass(names: tuple[str, ...]) -> None:
+    assert tuple(Manifest.from_bytes(with_graphs(*names)).components["transformer"].graphs) == names
+
+
+def keys_of(data: Any) -> set[str]:
+    """The fields that the format itself names: not names that a source or a writer chose."""
+    own = {"components", "dims", "graphs", "step_graphs", "ops", "tokenizers", "files", "layers", "weights"}
+    free = {"config", "defaults", "packages", "measurements", "tolerances"}
+    found: set[str] = set()
+    if isinstance(data, list):
+        return found.union(*(keys_of(item) for item in data))
+    for key, value in data.items() if isinstance(data, dict) else ():
+        found.add(key)
+        if key not in free and not (key in own and not isinstance(value, dict)):
+            found |= set().union(*map(keys_of, value.values())) if key in own else keys_of(value)
+    return found
+
+
+def test_the_formats_page_names_every_field() -> None:
+    """A writer who follows the page is not refused."""
+    manifest = sealed()
+    layers = {"a.weight": LayerPrecision("int8", 0.01), "attention": LayerPrecision("bf16", 0.01)}
+    precision = PrecisionSpec("int8", 0.04, 0.03, "calibration prompts", layers)
+    transformer = dataclasses.replace(manifest.components["transformer"], precision=precision)
+    fused = GraphFusion({"Linear": 1}, (LeftNodes("Conv", "no op of ours does this", ("v",)),))
+    provenance = {
+        "packages": {},
+        FUSION: {"transformer.model": fused.to_json()},
+        SOURCE: SourceRecord("a/b", {"x": HEX}).to_json(),
+    }
+    whole = dataclasses.replace(manifest, components={"transformer": transformer}, provenance=provenance)
+    fields = keys_of(whole.to_json()) - {"transformer.model"}
+    page = FORMAT.read_text(encoding="utf-8")
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", page))))
+    assert fields - named == set()
+    assert {"invariant_work", "measured_on", "reason", "max_length", "sha256"} <= fields
+
+
 def test_a_missing_field_is_refused_by_name() -> None:
     data = sealed().to_json()
     del data["ops"]
@@ -119,11 +182,11 @@ def test_a_path_outside_is_refused_wherever_it_stands() -> None:
     outside = "../../etc/passwd"
     manifest, files = sealed(), {**sealed().files, outside: FileEntry(HEX, 1)}
     transformer = manifest.components["transformer"]
-    graph = dataclasses.replace(transformer.graphs["first"], path=outside)
+    graph = dataclasses.replace(transformer.graphs["model"], path=outside)
     for bad in (
         dataclasses.replace(manifest, tokenizers={"t": TokenizerSpec("t", "C", outside, 1, 0, "")}),
         dataclasses.replace(manifest, step_graphs={"euler": graph}),
-        dataclasses.replace(manifest, components={"transformer": dataclasses.replace(transformer, graphs={"first": graph})}),
+        dataclasses.replace(manifest, components={"transformer": dataclasses.replace(transformer, graphs={"model": graph})}),
         dataclasses.replace(manifest, components={"transformer": dataclasses.replace(transformer, weights=(outside,))}),
         dataclasses.replace(manifest, files=files),
     ):
@@ -254,13 +317,13 @@ def test_canonical_json_is_ascii_and_comes_back_the_same(value: Any) -> None:
 def test_a_shape_may_name_a_sum_of_dimensions_but_no_unknown_one() -> None:
     manifest = sealed()
     transformer = manifest.components["transformer"]
-    first = transformer.graphs["first"]
+    first = transformer.graphs["model"]
 
     def with_shape(shape: tuple[int | str, ...]) -> bytes:
         graph = dataclasses.replace(first, outputs=(dataclasses.replace(first.outputs[0], shape=shape),))
-        component = dataclasses.replace(transformer, graphs={"first": graph})
+        component = dataclasses.replace(transformer, graphs={"model": graph})
         return dataclasses.replace(manifest, components={"transformer": component}).canonical_bytes()
 
     Manifest.from_bytes(with_shape(("batch + batch", 3)))
-    with pytest.raises(ArtifactError, match=r"graph 'transformer\.first': tensor 'y' .* \['tokens'\]"):
+    with pytest.raises(ArtifactError, match=r"graph 'transformer\.model': tensor 'y' .* \['tokens'\]"):
         Manifest.from_bytes(with_shape(("batch + tokens", 3)))

@@ -23,11 +23,15 @@ from tests.engine.artifact_samples import (
     good_graph,
     linear_graph,
     sample_manifest,
+    step_graph,
     weights_bytes,
 )
 from vitrify.engine.artifact import Artifact, ArtifactWriter, canonical_bytes
 from vitrify.engine.artifact.onnx_external import ExternalTensor, external_tensors
+from vitrify.engine.dtypes import DType
 from vitrify.engine.errors import ArtifactError, SpecError
+from vitrify.engine.ort import OrtCpuBackend
+from vitrify.engine.specs import GraphSpec, TensorSpec
 
 
 @pytest.fixture
@@ -78,7 +82,6 @@ def test_an_artifact_opens_with_the_id_that_the_writer_gave(tmp_path: Path) -> N
         assert artifact.id == artifact_id == hashlib.sha256((tmp_path / "art" / "manifest.json").read_bytes()).hexdigest()
         assert artifact.manifest.components["transformer"].class_name == "FluxTransformer2DModel"
     assert artifact.path(STEP).read_bytes() == (tmp_path / "art" / STEP).read_bytes()
-    assert artifact.presets_path == tmp_path / "art.presets.json"
 
 
 def test_a_moved_read_only_artifact_and_one_behind_a_link_open(art: Path, tmp_path: Path) -> None:
@@ -307,6 +310,65 @@ def test_broken_protobuf_is_refused_and_nothing_else_escapes(art: Path) -> None:
     replace(art, "transformer/first.onnx", good[:-3])
     with pytest.raises(ArtifactError, match=r"first\.onnx"):
         Artifact.open(art)
+
+
+def varint(value: int) -> bytes:
+    text = b""
+    while value > 0x7F:
+        text, value = text + bytes([value & 0x7F | 0x80]), value >> 7
+    return text + bytes([value])
+
+
+def field(number: int, content: bytes, tag_bits_above: int = 0) -> bytes:
+    """A field that holds a message. tag_bits_above: what stands above the tag's 32 bits, which protobuf in C++ cuts off."""
+    return varint((number << 3 | 2) + (tag_bits_above << 32)) + varint(len(content)) + content
+
+
+def graph_that_points_into_the_header() -> bytes:
+    return linear_graph([external_initializer("proj.bias", [6], Path(WEIGHTS).name, 0, 24)])
+
+
+@pytest.mark.parametrize("above", [1, 4, 2**31])
+def test_a_graph_hidden_behind_a_tag_of_more_than_32_bits_is_refused(art: Path, above: int) -> None:
+    """ONNX Runtime reads the graph; whoever compares the whole tag sees an unknown field."""
+    model = onnx.ModelProto.FromString(graph_that_points_into_the_header())
+    graph = model.graph.SerializeToString()
+    model.ClearField("graph")
+    hidden = model.SerializeToString() + field(7, graph, above)
+    replace(art, "transformer/first.onnx", hidden)
+    with pytest.raises(ArtifactError, match=r"first\.onnx: a .*(tag|number) at byte"):
+        Artifact.open(art, verify="full")
+
+
+def test_the_spelling_that_hid_a_graph_is_the_one_that_onnx_runtime_reads(tmp_path: Path) -> None:
+    """Else the test above would hold off what nobody reads."""
+    model = onnx.ModelProto.FromString(step_graph())
+    graph = model.graph.SerializeToString()
+    model.ClearField("graph")
+    hidden = model.SerializeToString() + field(7, graph, 1)
+    a, b, c = (TensorSpec(name, DType.FLOAT32, ("n",)) for name in "abc")
+    spec = GraphSpec("hidden.onnx", (a, b), (c,))
+    with contextlib.closing(OrtCpuBackend(kernels="portable").open_bytes(hidden, tmp_path, spec)) as session:
+        session.plan({"n": 1})
+
+
+def test_a_tensor_in_two_parts_that_protobuf_would_merge_is_refused() -> None:
+    """The second part has no location of its own, and would move the first one's offset."""
+    first, second = TensorProto(name="w", data_type=1, dims=[2]), TensorProto(data_location=TensorProto.EXTERNAL)
+    first.external_data.add(key="location", value=Path(WEIGHTS).name)
+    second.external_data.add(key="offset", value="0")
+    parts = field(5, first.SerializeToString()) + field(5, second.SerializeToString())
+    merged = onnx.AttributeProto.FromString(parts)
+    assert [entry.key for entry in merged.t.external_data] == ["location", "offset"]
+    node = onnx.NodeProto(op_type="Constant").SerializeToString() + field(5, parts)
+    with pytest.raises(ArtifactError, match=r"Attribute holds two of field 5 \(Tensor\), expected one"):
+        external_tensors(field(7, field(1, node)), "x")
+
+
+def test_a_number_of_more_than_64_bits_is_refused() -> None:
+    assert external_tensors(b"\x08" + b"\xff" * 9 + b"\x01", "x") == []
+    with pytest.raises(ArtifactError, match="expected 64 bits"):
+        external_tensors(b"\x08" + b"\xff" * 9 + b"\x02", "x")
 
 
 def test_numbers_of_external_data_that_are_none_are_refused() -> None:

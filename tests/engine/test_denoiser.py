@@ -6,7 +6,7 @@ import contextlib
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ import pytest
 
 from tests.compare import assert_close
 from tests.engine.toy_denoiser import WIDTH, inputs, reference, write
-from vitrify.engine.denoiser import LOOP_SEGMENTS, MAX_CONDITION_ROWS, SEGMENTS, Denoiser, DenoiserPlan
+from vitrify.engine.denoiser import CONDITION_DIM, CONDITION_ROWS, LOOP_SEGMENTS, SEGMENTS, Denoiser, DenoiserPlan
 from vitrify.engine.dtypes import DType
-from vitrify.engine.errors import BackendError, SpecError
+from vitrify.engine.errors import BackendError, RequestError, SpecError
 from vitrify.engine.ort import OrtCpuBackend
-from vitrify.engine.session import Array
-from vitrify.engine.specs import ComponentSpec, GraphSpec, TensorSpec
+from vitrify.engine.session import Array, Plan, Session
+from vitrify.engine.specs import ComponentSpec, Dim, GraphSpec, TensorSpec
 
 SIZE = {"batch": 2, "image_tokens": 5, "text_tokens": 3, "steps": 4}
 
@@ -72,10 +72,10 @@ def expected(size: dict[str, int], seed: int = 0) -> list[Array]:
     [
         SIZE,
         {"batch": 1, "image_tokens": 1, "text_tokens": 1, "steps": 1},
-        {"batch": 1, "image_tokens": 3, "text_tokens": 2, "steps": MAX_CONDITION_ROWS},
-        {"batch": 1, "image_tokens": 3, "text_tokens": 2, "steps": MAX_CONDITION_ROWS + 1},
+        {"batch": 1, "image_tokens": 3, "text_tokens": 2, "steps": CONDITION_DIM.max},
+        {"batch": 1, "image_tokens": 3, "text_tokens": 2, "steps": CONDITION_DIM.max + 1},
         {"batch": 3, "image_tokens": 2, "text_tokens": 4, "steps": 50},
-        {"batch": MAX_CONDITION_ROWS + 3, "image_tokens": 2, "text_tokens": 1, "steps": 2},
+        {"batch": CONDITION_DIM.max + 3, "image_tokens": 2, "text_tokens": 1, "steps": 2},
     ],
     ids=str,
 )
@@ -83,6 +83,49 @@ def test_every_step_is_the_reference(denoiser: Denoiser, size: dict[str, int]) -
     with denoiser.plan(**size) as plan:
         for step, (got, wanted) in enumerate(zip(drawn(plan), expected(size), strict=True)):
             assert_close(got, wanted, 1e-6, f"step {step}")
+
+
+class Watched(OrtCpuBackend):
+    """Keeps the number of rows of each plan of `condition`."""
+
+    def __init__(self) -> None:
+        super().__init__(kernels="portable")
+        self.rows: list[int] = []
+
+    def open(self, path: Path, spec: GraphSpec) -> Session:
+        session, rows = super().open(path, spec), self.rows
+        if spec.path.endswith("condition.onnx"):
+            plan = session.plan
+
+            def counted(dims: Mapping[str, int]) -> Plan:
+                rows.append(dims[CONDITION_ROWS])
+                return plan(dims)
+
+            session.plan = counted  # type: ignore[method-assign]
+        return session
+
+
+@pytest.mark.parametrize(
+    ("compiled", "chunks"), [(Dim(CONDITION_ROWS, 1, 3, 3), [3, 3, 2]), (Dim(CONDITION_ROWS, 2, 4, 6, 2), [6, 2])], ids=str
+)
+def test_condition_runs_on_no_more_rows_than_it_was_compiled_for(
+    root: Path, spec: ComponentSpec, compiled: Dim, chunks: list[int]
+) -> None:
+    backend = Watched()
+    with contextlib.closing(Denoiser(backend, root, spec, condition_rows=compiled)) as denoiser, denoiser.plan(**SIZE) as plan:
+        for got, wanted in zip(drawn(plan), expected(SIZE), strict=True):
+            assert_close(got, wanted, 1e-6)
+    assert backend.rows == chunks
+
+
+def test_rows_that_no_chunks_make_up_are_refused(backend: OrtCpuBackend, root: Path, spec: ComponentSpec) -> None:
+    compiled = Dim(CONDITION_ROWS, 5, 5, 5)
+    with (
+        contextlib.closing(Denoiser(backend, root, spec, condition_rows=compiled)) as denoiser,
+        denoiser.plan(**SIZE) as plan,
+        pytest.raises(RequestError, match="condition_rows=3 is outside what this artifact was compiled for: 5"),
+    ):
+        drawn(plan)
 
 
 def test_steps_may_run_in_any_order_and_again(denoiser: Denoiser) -> None:
@@ -200,6 +243,14 @@ def test_other_graphs_than_the_segments_are_refused(backend: OrtCpuBackend, root
     for graphs in ({"model": spec.graphs["embed"]}, {name: spec.graphs[name] for name in reversed(SEGMENTS)}, {}):
         with pytest.raises(SpecError, match=r"component 'toy' has graphs \[.*\], expected the segments \['condition', 'embed'"):
             Denoiser(backend, root, replace(spec, graphs=graphs))
+
+
+def test_an_output_of_condition_that_nobody_reads_is_refused(backend: OrtCpuBackend, root: Path, spec: ComponentSpec) -> None:
+    condition = spec.graphs["condition"]
+    unread = TensorSpec("unread", DType.FLOAT32, ("batch", 4))
+    more = replace(condition, outputs=(*condition.outputs, unread))
+    with pytest.raises(SpecError, match="toy: condition gives unread, which no other segment reads"):
+        Denoiser(backend, root, with_graph(spec, "condition", more))
 
 
 def test_a_manifest_that_says_otherwise_than_the_file_is_refused(backend: OrtCpuBackend, root: Path, spec: ComponentSpec) -> None:

@@ -95,6 +95,22 @@ def test_backends_by_name() -> None:
         backend_by_name("tpu")
 
 
+def test_a_failure_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """By its exception: ONNX Runtime itself writes nothing to stderr."""
+    text = """<ir_version: 10, opset_import: ["" : 21]> g (float[4,2] table, int64[n] ids) => (float[n,2] rows) {
+        rows = Gather(table, ids) }"""
+    (tmp_path / "gather.onnx").write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    inputs = (TensorSpec("table", DType.FLOAT32, (4, 2)), TensorSpec("ids", DType.INT64, ("n",)))
+    spec = GraphSpec("gather.onnx", inputs, (TensorSpec("rows", DType.FLOAT32, ("n", 2)),))
+    with contextlib.closing(OrtCpuBackend(kernels="portable").open(tmp_path / "gather.onnx", spec)) as session:
+        plan = session.plan({"n": 1})
+        plan.array("ids")[...] = 9
+        plan.ready()
+        with pytest.raises(BackendError, match=r"gather\.onnx failed .*out of"):
+            plan.run()
+    assert capfd.readouterr().err == ""
+
+
 # ---- native kernels or bodies
 
 

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from vitrify.engine.component import ComponentConfig, ComponentModel, PipelineConfig
 from vitrify.engine.errors import ArtifactError, SpecError
-from vitrify.engine.weights import Weights, select_files
+from vitrify.engine.weight_files import select_files
+from vitrify.engine.weights import Weights
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "emoji_flux"
 

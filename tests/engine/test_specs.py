@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vitrify.engine.dtypes import DType
 from vitrify.engine.errors import SpecError
-from vitrify.engine.specs import ComponentSpec, Dim, GraphSpec, ParitySpec, Target, TensorSpec
+from vitrify.engine.specs import ComponentSpec, Dim, GraphSpec, ParitySpec, TensorSpec, check_target
 
 # ---- strategies
 
@@ -178,6 +178,12 @@ def test_a_dimension_knows_its_raster() -> None:
 
 
 @given(dims(), st.integers(-100, 10_000))
+def test_the_longest_value_is_the_last_allowed_one_up_to_it(dim: Dim, value: int) -> None:
+    below = [n for n in range(dim.min, dim.max + 1, dim.step) if n <= value]
+    assert dim.longest(value) == (below[-1] if below else None)
+
+
+@given(dims(), st.integers(-100, 10_000))
 def test_the_nearest_values_are_allowed_and_near(dim: Dim, value: int) -> None:
     near = dim.nearest(value)
     assert near
@@ -197,10 +203,10 @@ def test_shapes_resolve_with_sums() -> None:
 
 @pytest.mark.parametrize("text", ["cpu", "cuda", "tensorrt-rtx:sm89"])
 def test_targets(text: str) -> None:
-    assert str(Target.parse(text)) == text
+    assert check_target(text) == text
 
 
 @pytest.mark.parametrize("text", ["", "gpu", "CPU", ":sm89", "cpu "])
 def test_unknown_targets_are_refused_with_those_known(text: str) -> None:
     with pytest.raises(SpecError, match="is unknown; known: cpu, cuda, tensorrt-rtx"):
-        Target.parse(text)
+        check_target(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ from vitrify.engine.artifact import Artifact, ArtifactWriter, disk
 from vitrify.engine.denoiser import SEGMENTS
 from vitrify.engine.dtypes import DType
 from vitrify.engine.errors import ArtifactError, CompileError, ParityError
+from vitrify.engine.source_record import SourceRecord, source_of
 from vitrify.export import compile as compile_module
 from vitrify.export.compile import compile_pipeline, plan_pipeline
 from vitrify.export.options import ExportOptions, Range
@@ -85,6 +87,8 @@ def test_the_artifact_says_all_about_itself(source: Path, tmp_path: Path) -> Non
     packages = manifest.provenance["packages"]
     assert packages["torch"] == metadata.version("torch").partition("+")[0]
     assert {"diffusers", "onnx", "onnxruntime", "onnxscript", "transformers"} <= set(packages)
+    hashes = {path: hashlib.sha256((source / path).read_bytes()).hexdigest() for path in (ENCODER, DENOISER)}
+    assert source_of(manifest.provenance) == SourceRecord(None, hashes)
 
 
 def test_weights_are_the_sources_bytes_once_and_graphs_are_small(source: Path, tmp_path: Path) -> None:
@@ -323,7 +327,21 @@ def test_a_bad_source_is_refused_by_name_and_nothing_is_left(source: Path, tmp_p
             ExportOptions(defaults={"max_sequence_length": 9}),
             r"--default-max-sequence-length 9 is outside what is compiled: 2..8",
         ),
-        (ExportOptions(defaults={"num_inference_steps": 0}), r"--default-num-inference-steps 0: expected at least 1"),
+        *(
+            (
+                ExportOptions(defaults={"num_inference_steps": steps}),
+                rf"--default-num-inference-steps {steps}: expected a whole number from 1 to 10000",
+            )
+            for steps in (0, 10_001, 2.0, True)
+        ),
+        (ExportOptions(defaults={"true_cfg_scale": math.nan}), r"--default-true-cfg-scale nan: expected a finite number"),
+        (ExportOptions(defaults={"guidance_scale": math.inf}), r"--default-guidance-scale inf: expected a finite number"),
+        (ExportOptions(defaults={"guidance_scale": "3"}), r"--default-guidance-scale 3: expected a finite number"),
+        (ExportOptions(precision={"unet": "bf16"}), r"--precision names unet; the components are encoder, denoiser"),
+        (
+            ExportOptions(precision={"": "bf16"}, calibration_prompts=("a cat",)),
+            r"--calibration-prompts are for int8, and no component is to be int8",
+        ),
         (ExportOptions(variant="fp16"), r"no weights: .*fp16.*leave --variant out"),
     ],
 )

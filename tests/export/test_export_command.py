@@ -12,9 +12,11 @@ from click.testing import CliRunner, Result
 from tests.export.tiny_flux import CONFIG, flux_recipe
 from vitrify.engine.artifact import Artifact
 from vitrify.engine.errors import CompileError
+from vitrify.engine.ort import OrtCpuBackend
 from vitrify.engine.specs import Dim
 from vitrify.export.cli import export
 from vitrify.export.options import ExportOptions, Range
+from vitrify.export.verify import kernels_that_run
 
 # ---- ranges
 
@@ -144,15 +146,16 @@ def test_every_option_reaches_the_artifact(toy_source: Path, tmp_path: Path) -> 
     assert dims["batch"] == Dim("batch", 1, 2, 3)
     assert dims["text_tokens"] == Dim("text_tokens", 2, 4, 4)
     assert "denoiser: weights" in result.stderr
-    assert "parity" not in result.stderr
+    assert "parity" not in result.stderr, "neither measured nor said to be"
     again = invoke(toy_source, out, "--force")
     assert again.exit_code == 0
     assert "denoiser: parity: whole" in again.stderr
+    assert f"parity was measured with {kernels_that_run(OrtCpuBackend())}" in again.stderr
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_plan_is_printed_and_nothing_written(toy_source: Path, tmp_path: Path) -> None:
-    result = invoke(toy_source, tmp_path / "art", "--plan", "--batch", "1:2:3")
+    result = invoke(toy_source, "--plan", "--batch", "1:2:3")
     assert result.exit_code == 0
     assert not list(tmp_path.iterdir())
     for word in ("encoder", "denoiser", "condition", "batch"):
@@ -166,3 +169,17 @@ def test_without_an_output_there_is_a_usage_error(toy_source: Path) -> None:
     result = invoke(toy_source)
     assert result.exit_code == 2
     assert "OUT" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["art", "--plan"], "OUT and --force have no effect"),
+        (["--plan", "--force"], "OUT and --force have no effect"),
+        (["art", "--json"], "--json prints a plan; add --plan"),
+    ],
+)
+def test_an_option_without_effect_is_a_usage_error(toy_source: Path, words: list[str], message: str) -> None:
+    result = invoke(toy_source, *words)
+    assert result.exit_code == 2
+    assert message in result.output

@@ -154,7 +154,7 @@ def test_a_marked_value_takes_its_label_and_the_mark_goes() -> None:
         y = Neg(marked)
         z = Abs(a)
     }""")
-    assert name_borders(model) == {"blocks.0/hidden"}
+    name_borders(model)
     assert ops(model) == ["Relu", "Neg", "Abs"]
     assert names(model) == ["blocks.0/hidden", "y", "z"], "readers of the value and of the mark read one value"
     marked = next(iter(model.graph)).outputs[0]
@@ -164,7 +164,7 @@ def test_a_marked_value_takes_its_label_and_the_mark_goes() -> None:
 
 def test_a_graph_without_marks_stays() -> None:
     model = graph("(float[n] x) => (float[n] y) { y = Relu(x) }")
-    assert name_borders(model) == frozenset()
+    name_borders(model)
     assert ops(model) == ["Relu"]
 
 
@@ -241,8 +241,7 @@ def test_parameters_are_read_from_the_file_as_stored(tmp_path: Path, stored: str
     file = tmp_path / "weights.safetensors"
     file.write_bytes(b"header.." + values.tobytes() + b"more")
     model = graph("(float[n,3] x, float[2,3] w) => (float[n,3] y, float[2,3] z) { s = ReduceSum(w) y = Mul(x, s) z = Neg(w) }")
-    read = tie_parameters(model, {"w": TensorLocation(file, stored, (2, 3), 8, values.nbytes)}, tmp_path)
-    assert read == values.nbytes
+    tie_parameters(model, {"w": TensorLocation(file, stored, (2, 3), 8, values.nbytes)}, tmp_path)
     assert [v.name for v in model.graph.inputs] == ["x"]
     assert ops(model).count("Cast") == casts, "lifted once, however many read it"
     value = model.graph.initializers["w"]
@@ -271,7 +270,7 @@ def test_an_op_of_ours_reads_its_weight_as_stored(tmp_path: Path, stored: str, c
         "weight": TensorLocation(file, stored, (5, 3), 0, weight.nbytes),
         "bias": TensorLocation(file, stored, (5,), weight.nbytes, bias.nbytes),
     }
-    assert tie_parameters(model, places, tmp_path) == weight.nbytes + bias.nbytes
+    tie_parameters(model, places, tmp_path)
     assert sorted(str(node.inputs[0].name) for node in model.graph if node.op_type == "Cast" and node.inputs[0]) == casts
     path = tmp_path / "model.onnx"
     path.write_bytes(ir.to_proto(model).SerializeToString())
@@ -282,6 +281,6 @@ def test_an_op_of_ours_reads_its_weight_as_stored(tmp_path: Path, stored: str, c
 
 def test_inputs_that_are_no_parameters_stay_inputs(tmp_path: Path) -> None:
     model = graph("(float[n,3] x) => (float[n,3] y) { y = Neg(x) }")
-    assert tie_parameters(model, {}, tmp_path) == 0
+    tie_parameters(model, {}, tmp_path)
     assert [v.name for v in model.graph.inputs] == ["x"]
     assert not model.graph.initializers

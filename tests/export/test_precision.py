@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,16 +23,17 @@ from tests.export.test_reverify import flip
 from vitrify.engine.artifact import Artifact
 from vitrify.engine.denoiser import LOOP_SEGMENTS
 from vitrify.engine.errors import ArtifactError, CompileError, ParityError, SpecError
+from vitrify.engine.source_record import source_of
 from vitrify.engine.specs import ComponentSpec, PrecisionSpec
 from vitrify.export import compile as compile_module
 from vitrify.export import lowering
-from vitrify.export.compile import compile_pipeline
+from vitrify.export.compile import compile_pipeline, plan_pipeline
 from vitrify.export.lowering import layers_of
 from vitrify.export.options import ExportOptions, parse_precision
 from vitrify.export.precision import BOUNDS, choose_precision
 from vitrify.export.recipe import ComponentRecipe
 from vitrify.export.reverify import verify_artifact
-from vitrify.export.rounding import Runs, int8_rows, rounded
+from vitrify.export.rounding import Runs, int8_rows, layer_errors, output_error, rounded
 from vitrify.export.verify import random_runs
 
 quick = pytest.mark.usefixtures("quick")
@@ -139,6 +142,47 @@ def test_the_worst_layer_alone_is_kept_above() -> None:
     assert chosen.error <= chosen.bound
 
 
+def test_the_exact_outputs_are_made_once_however_long_the_search() -> None:
+    """Each trial runs the component in its precisions alone; the layers' own errors take a pass before."""
+    runs = runs_of(Layers(100.0, 0.0))
+    made, trials = 0, 0
+
+    def counted() -> Iterator[torch.Tensor]:
+        nonlocal made
+        made += 1
+        yield from runs.outputs()
+
+    def told(what: str) -> None:
+        nonlocal trials
+        trials += " layers in " in what
+
+    choose_precision("four", models(*NAMES), "int8", Runs(runs.module, counted), "these", told)
+    assert trials > 1
+    assert made == 2 + trials
+
+
+def test_outputs_of_zeros_are_off_by_nothing_or_by_all() -> None:
+    layer = nn.Sequential(nn.Linear(16, 16, bias=False))
+    layer[0].weight.data.zero_()
+    with torch.no_grad():
+        zeros = list(runs_of(layer).outputs())
+        assert output_error(runs_of(layer), {"0.weight": "bf16"}, zeros) == 0.0
+        layer[0].weight.data.fill_(1.0)
+        assert output_error(runs_of(layer), {"0.weight": "bf16"}, zeros) == math.inf
+
+
+def test_hooks_go_when_a_run_fails() -> None:
+    module = Layers(0.0, 0.0)
+
+    def failing() -> Iterator[torch.Tensor]:
+        yield module(torch.ones(1, 1, 16))
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"), torch.no_grad():
+        layer_errors(Runs(module, failing), dict.fromkeys(NAMES, "bf16"))
+    assert not [layer for layer in module.layers if layer._forward_hooks]
+
+
 def test_bf16_keeps_layers_in_fp32() -> None:
     chosen = choose("bf16", cancelled=300.0)
     assert {name for name, layer in chosen.layers.items() if layer.precision == "fp32"} == {"layers.2.weight"}
@@ -177,8 +221,16 @@ def test_another_precision_is_refused(text: str) -> None:
 
 @quick
 def test_a_component_that_is_not_there_is_named(toy_source: Path, tmp_path: Path) -> None:
-    with pytest.raises(CompileError, match="--precision names unet; the components are encoder, denoiser"):
-        compile_pipeline(toy_source, tmp_path / "art", ExportOptions(precision={"unet": "bf16"}))
+    """Before anything is traced, which takes long, and by a plan too."""
+    phases: list[str] = []
+    options = ExportOptions(precision={"unet": "bf16"})
+    for attempt in (
+        lambda: compile_pipeline(toy_source, tmp_path / "art", options, progress=lambda *at: phases.append(at[1])),
+        lambda: plan_pipeline(toy_source, options, progress=lambda *at: phases.append(at[1])),
+    ):
+        with pytest.raises(CompileError, match="--precision names unet; the components are encoder, denoiser"):
+            attempt()
+    assert phases == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -276,8 +328,13 @@ def test_verify_measures_it_again_over_its_own_weights_and_its_sources(source: P
         found = verify_artifact(opened, against)
         assert all(spec.checked for spec in found.values())
         assert found["denoiser"].method == "blocks"
+    # The source's file is not in the artifact, but known there.
+    digest = hashlib.sha256((source / DENOISER).read_bytes()).hexdigest()
+    assert source_of(opened.manifest.provenance).weights[DENOISER] == digest != opened.manifest.files[DENOISER].sha256
     flip(source / DENOISER, -1)
-    with pytest.raises(ArtifactError, match=r"diffusion_pytorch_model.safetensors: not what the artifact was compiled from"):
+    with pytest.raises(
+        ArtifactError, match=rf"model.safetensors: not what the artifact was compiled from .*whose {DENOISER} has sha256 {digest}"
+    ):
         verify_artifact(opened, source)
 
 

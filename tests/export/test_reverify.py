@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from click.testing import CliRunner
 
 from tests.export.by_hand import scale_result
 from tests.export.test_compile import DENOISER, ENCODER, edit, shard
+from vitrify.engine import native_library
 from vitrify.engine.artifact import Artifact, ArtifactWriter, Manifest
-from vitrify.engine.errors import ArtifactError, CompileError, ParityError
+from vitrify.engine.errors import ArtifactError, BackendError, CompileError, ParityError
 from vitrify.export.cli import verify
 from vitrify.export.compile import compile_pipeline
 from vitrify.export.options import ExportOptions
@@ -177,3 +179,44 @@ def test_the_command_reads_every_byte(artifact: Artifact) -> None:
     flip(artifact.root / DENOISER)
     with pytest.raises(ArtifactError, match=r"diffusion_pytorch_model.safetensors: sha256 is"):
         CliRunner().invoke(verify, [str(artifact.root), "--no-parity"], catch_exceptions=False)
+
+
+def levels() -> list[str]:
+    """The native library says which kernels ran, the portable bodies have no level."""
+    return [f"our native kernels at CPU level {native_library.cpu_level()}"] if native_library.path() is not None else []
+
+
+@pytest.mark.parametrize("kernels", ["portable", "native"])
+def test_the_kernels_are_chosen_and_named(artifact: Artifact, kernels: str) -> None:
+    if kernels == "native" and not levels():
+        pytest.skip("this installation has no native library")
+    words = [str(artifact.root), "--kernels", kernels]
+    report = json.loads(CliRunner().invoke(verify, [*words, "--json"], catch_exceptions=False).output)
+    assert report["kernels"] == (levels()[0] if kernels == "native" else "the portable bodies of our ops")
+    assert report["parity"]["denoiser"]["checked"]
+    assert f"parity was measured with {report['kernels']}" in CliRunner().invoke(verify, words).output
+
+
+def test_what_was_measured_with_says_nothing_in_the_artifact(source: Path, tmp_path: Path, artifact: Artifact) -> None:
+    """Its bytes depend on the source and the options alone, not on the machine's kernels."""
+    compile_pipeline(source, tmp_path / "measured")
+    for path in (artifact.root, tmp_path / "measured"):
+        text = (path / "manifest.json").read_text()
+        assert not [word for word in (*levels(), "cpu_level", "portable") if word in text]
+
+
+@pytest.mark.parametrize("words", [["--against", "source"], ["--kernels", "native"]])
+def test_an_option_of_a_parity_that_is_not_measured_is_a_usage_error(artifact: Artifact, words: list[str]) -> None:
+    result = CliRunner().invoke(verify, [str(artifact.root), "--no-parity", *words])
+    assert result.exit_code == 2
+    assert "--against and --kernels say how parity is measured" in result.output
+
+
+def test_without_pytorch_it_is_said_before_the_hashes(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "vitrify.export.reverify")
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
+    opened: list[object] = []
+    monkeypatch.setattr(Artifact, "open", lambda *args, **_: opened.append(args))
+    with pytest.raises(BackendError, match=r"needs onnx_ir, which is not installed; nothing was checked: .*--no-parity"):
+        CliRunner().invoke(verify, [str(artifact.root)], catch_exceptions=False)
+    assert not opened

@@ -449,12 +449,13 @@ def test_the_closed_form_gives_flux_dev() -> None:
     assert (round(inside / 1e9, 2), round(before / 1e9, 2)) == (8.61, 3.29)
 
 
-def test_invariant_work_refuses_what_the_hoist_missed() -> None:
+@pytest.mark.parametrize("op", ["Sigmoid", "Swish", "GroupNormalization"])
+def test_invariant_work_refuses_what_the_hoist_missed(op: str) -> None:
     parts = parts_of(whole())
     assert invariant_work(RECIPE, parts) == ()
     rest = parts["rest"].graph
     table = next(v for v in rest.inputs if v.name == "modulation_rest")
-    rest.insert_before(rest[0], ir.Node("", "Sigmoid", [table], outputs=[ir.Value(name="again")]))
+    rest.insert_before(rest[0], ir.Node("", op, [table], outputs=[ir.Value(name="again")]))
     with pytest.raises(CompileError, match="known before the loop, yet computed in it: rest/again"):
         invariant_work(RECIPE, parts)
 

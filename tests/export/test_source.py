@@ -13,8 +13,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from vitrify.engine.component import PipelineConfig
 from vitrify.engine.dtypes import DType
 from vitrify.engine.errors import CompileError, SpecError
+from vitrify.engine.weights import Weights
 from vitrify.export.source import DiffusersFolder, WeightFiles
 
 INDEX: dict[str, Any] = {
@@ -70,7 +72,7 @@ def test_the_index_and_configurations_are_read_without_any_weights(folder: Path)
     source = DiffusersFolder.open(folder)
     assert source.pipeline_class == "FluxPipeline"
     assert source.classes == {name: tuple(INDEX[name]) for name in ("scheduler", "text_encoder", "tokenizer", "transformer")}
-    assert source.settings == {"is_distilled": True}
+    assert source.name is None
     for name in source.classes:
         component = source.component(name)
         assert (component.name, component.folder, component.config) == (name, folder / name, {"of": name})
@@ -139,7 +141,6 @@ def test_a_single_file_of_either_library(folder: Path) -> None:
         save_file(tensors(0, "a", "b"), folder / component / f"{name}.safetensors")
         found = DiffusersFolder.open(folder).weights(component)
         assert [f.name for f in found.files] == [f"{name}.safetensors"]
-        assert (found.variant, found.index) == (None, None)
         assert_locates(found, tensors(0, "a", "b"))
 
 
@@ -160,9 +161,27 @@ def test_every_form_of_an_index(folder: Path, index: str, shards: str) -> None:
     variant = "fp16" if "fp16" in index else None
     found = DiffusersFolder.open(folder, variant=variant).weights("transformer")
     assert [f.name for f in found.files] == files
-    assert (found.variant, found.index) == (variant, folder / "transformer" / index)
     expected = {**tensors(1, "a", "b"), "c": tensors(2, "c", "unlisted")["c"]}
     assert_locates(found, expected)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("component", ["transformer", "text_encoder"])
+def test_export_and_the_runtime_take_the_same_files(folder: Path, component: str, variant: str | None) -> None:
+    """A folder with shards and a consolidated file: each library has its own preference, both rooms follow it."""
+    stem = "diffusion_pytorch_model" if component == "transformer" else "model"
+    for infix in ("", ".fp16"):
+        shards = [f"{stem}{infix}-0000{i}-of-00002.safetensors" for i in (1, 2)]
+        save_file(tensors(1, "a", "b"), folder / component / f"{stem}{infix}.safetensors")
+        for name, file in zip("ab", shards, strict=True):
+            save_file(tensors(1, name), folder / component / file)
+        shard(folder / component, f"{stem}.safetensors.index{infix}.json", dict(zip("ab", shards, strict=True)))
+    (folder / component / "config.json").write_text("{}")
+    found = DiffusersFolder.open(folder, variant=variant).weights(component)
+    config = PipelineConfig.from_folder(folder, variant).models[component]
+    assert config.weight_paths == [f"{component}/{file.name}" for file in found.files]
+    assert len(found.files) == (2 if component == "transformer" else 1)
+    assert set(Weights(found.files)) == {"a", "b"}, "each tensor once"
 
 
 def test_a_component_without_the_variant_gives_its_plain_files_if_another_has_it(folder: Path) -> None:
@@ -170,7 +189,10 @@ def test_a_component_without_the_variant_gives_its_plain_files_if_another_has_it
     save_file(tensors(1, "a"), folder / "transformer" / "diffusion_pytorch_model.safetensors")
     save_file(tensors(2, "t"), folder / "text_encoder" / "model.safetensors")
     source = DiffusersFolder.open(folder, variant="fp16")
-    assert (source.weights("transformer").variant, source.weights("text_encoder").variant) == ("fp16", None)
+    models = PipelineConfig.from_folder(folder, "fp16").models
+    assert models["transformer"].weight_paths == ["transformer/diffusion_pytorch_model.fp16.safetensors"]
+    assert models["text_encoder"].weight_paths == ["text_encoder/model.safetensors"]
+    assert_locates(source.weights("text_encoder"), tensors(2, "t"))
     assert_locates(source.weights("transformer"), tensors(0, "a"))
     assert_locates(DiffusersFolder.open(folder).weights("transformer"), tensors(1, "a"))
     with pytest.raises(CompileError, match="the plain files are there: leave --variant out"):
@@ -251,16 +273,23 @@ def test_linked_files_keep_the_names_of_their_links(folder: Path, tmp_path: Path
     assert_locates(found, tensors(0, "a"))
 
 
-def test_encoding_is_the_dtype_of_most_parameters(folder: Path) -> None:
+def test_a_dtype_that_nothing_computes_with_is_an_error_where_it_is_asked_for(folder: Path) -> None:
     path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    save_file({"a": np.zeros(10, ml_dtypes.bfloat16), "b": np.zeros(9, np.float64)}, path)
-    assert DiffusersFolder.open(folder).weights("transformer").encoding is DType.BFLOAT16
-    save_file({"a": np.zeros(10, ml_dtypes.float8_e4m3fn), "b": np.zeros(9, np.float32)}, path)
-    found = DiffusersFolder.open(folder).weights("transformer")
-    with pytest.raises(CompileError, match=r"transformer: .*'F8_E4M3' is unsupported"):
-        _ = found.encoding
+    save_file({"a": np.zeros(10, ml_dtypes.float8_e4m3fn)}, path)
     with pytest.raises(SpecError, match="F8_E4M3"):
-        _ = found.tensors["a"].dtype
+        _ = DiffusersFolder.open(folder).weights("transformer").tensors["a"].dtype
+
+
+@pytest.mark.parametrize(
+    ("saved", "name"),
+    [
+        ("black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-dev"),
+        *((other, None) for other in ("/home/me/flux", "../checkpoints/flux-dev", "flux", "a/b/c", "", 7)),
+    ],
+)
+def test_a_models_name_is_a_hubs_and_no_path_of_a_machine(folder: Path, saved: Any, name: str | None) -> None:
+    (folder / "model_index.json").write_text(json.dumps({**INDEX, "_name_or_path": saved}))
+    assert DiffusersFolder.open(folder).name == name
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
@@ -279,8 +308,7 @@ def test_what_diffusers_and_transformers_save_is_found(folder: Path, variant: st
     for name, model in models.items():
         model.save_pretrained(folder / name, variant=variant, max_shard_size=max_shard_size)
         found = DiffusersFolder.open(folder, variant=variant).weights(name)
-        assert (len(found.files) > 1) == (found.index is not None) == (max_shard_size == "20KB")
-        assert found.variant == variant
+        assert (len(found.files) > 1) == (max_shard_size == "20KB")
         saved = sorted(p.name for p in (folder / name).glob("*.safetensors"))
         assert [f.name for f in found.files] == saved
         expected = {}

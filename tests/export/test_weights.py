@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import tracemalloc
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
-from vitrify.engine.artifact import ArtifactWriter, read_header
+from vitrify.engine.artifact import ArtifactWriter, FileEntry, read_header
 from vitrify.engine.artifact import writer as writer_module
 from vitrify.engine.errors import CompileError
 from vitrify.export.source import DiffusersFolder, TensorLocation, WeightFiles
@@ -49,14 +50,13 @@ def test_files_are_copied_byte_for_byte_under_their_names(tmp_path: Path, monkey
     for number, path in enumerate(paths):
         floats = rng.standard_normal((5, 7)).astype(ml_dtypes.bfloat16)
         save_file({f"w{number}": floats, f"n{number}": np.full(9, -1, np.int8)}, path, metadata={"format": "pt"})
-    seen: list[int] = []
     with ArtifactWriter(tmp_path / "art") as writer:
-        copied = copy_weights(writer, "transformer", located(*paths), seen.append)
-        assert copied == tuple(f"transformer/{path.name}" for path in paths)
-        for path, name in zip(paths, copied, strict=True):
-            assert (writer.folder / name).read_bytes() == path.read_bytes()
-    assert sum(seen) == sum(path.stat().st_size for path in paths)
-    assert max(seen) == 13
+        copied = copy_weights(writer, "transformer", located(*paths))
+        assert list(copied) == [f"transformer/{path.name}" for path in paths]
+        for path, (name, entry) in zip(paths, copied.items(), strict=True):
+            data = path.read_bytes()
+            assert (writer.folder / name).read_bytes() == data
+            assert entry == FileEntry(hashlib.sha256(data).hexdigest(), len(data))
 
 
 @pytest.mark.parametrize("stored", FLOATS)
@@ -119,7 +119,7 @@ def test_nan_weights_leave_no_artifact(tmp_path: Path) -> None:
 
     def export() -> None:
         with ArtifactWriter(tmp_path / "art") as writer:
-            copy_weights(writer, "transformer", located(tmp_path / "x.safetensors"), lambda _: None)
+            copy_weights(writer, "transformer", located(tmp_path / "x.safetensors"))
 
     with pytest.raises(CompileError, match=r"x\.safetensors: tensor 'proj\.weight' BF16\[1000\] holds NaN"):
         export()
@@ -135,7 +135,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.
         files = located(path)
         with ArtifactWriter(tmp_path / "art") as writer:
             tracemalloc.start()
-            copy_weights(writer, "t", files, lambda _: None)
+            copy_weights(writer, "t", files)
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
     assert max(peaks) < 4 * 2**20

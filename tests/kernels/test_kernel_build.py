@@ -135,6 +135,11 @@ def _image(data: dict[str, object]) -> dict[str, object]:
         (lambda data: data.pop("compiler"), r"missing fields \['compiler'\]"),
         (lambda data: _image(data).update(file="../evil.cubin"), "is no plain name"),
         (lambda data: _image(data).update(parameters=[[0]]), "pairs of offset and size"),
+        (lambda data: _image(data).update(parameters=[[0, True]]), "got bool 'True', expected int"),
+        *(
+            (lambda data, value=value: _image(data).update(registers=value), "registers: got .*, expected int")
+            for value in ("", [], {}, False)
+        ),
         (lambda data: _image(data).update(num_warps="4"), "num_warps: got str '4', expected int"),
         (lambda data: data["kernels"].pop("residual_diff_total"), "launches 'residual_diff_total', which is no kernel"),
         (lambda data: data["kernels"]["residual_diff"]["arguments"][0].update(type="float"), "expected pointer or int32"),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 
 from tests.runtime.toy_flux import Toy, make_toy
-from vitrify.engine.artifact import Artifact
+from vitrify.engine.artifact import Artifact, Manifest
 from vitrify.engine.errors import ArtifactError, BackendError, RequestError, SpecError
 from vitrify.engine.specs import Dim
 from vitrify.runtime import PixelGenerationContext
@@ -223,8 +226,8 @@ def test_idle_fields_that_are_sound_are_accepted(toy: Toy) -> None:
 
 def test_an_artifact_that_does_not_say_its_vocabulary(tmp_path: Path) -> None:
     toy = make_toy(tmp_path)
-    del toy.pipe.text_encoder.config["vocab_size"]
-    with pytest.raises(ArtifactError, match="text_encoder: its config has no vocab_size"):
+    del toy.artifact.manifest.components["text_encoder"].config["vocab_size"]  # type: ignore[attr-defined]
+    with pytest.raises(ArtifactError, match="text_encoder: its config has no 'vocab_size'"):
         toy.pipe.prepare_inputs(PixelGenerationContext(tokens=CLIP_IDS, tokens_2=T5_IDS))
 
 
@@ -255,17 +258,58 @@ def test_family() -> None:
         family("sdxl")
 
 
-def test_components_that_contradict_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found when the pipeline is made, not in a request."""
+def changed_toy(folder: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Manifest], object]) -> Toy:
+    """A toy whose manifest was changed before the pipeline is made."""
     from tests.runtime import toy_flux
 
     original = toy_flux.make_artifact
 
     def changed(*args: Any, **kwargs: Any) -> Artifact:
         artifact = original(*args, **kwargs)
-        artifact.manifest.components["vae"].config["latent_channels"] = 5  # type: ignore[index]
+        change(artifact.manifest)
         return artifact
 
     monkeypatch.setattr(toy_flux, "make_artifact", changed)
-    with pytest.raises(SpecError, match="expected a square number of times the VAE's 5"):
-        make_toy(tmp_path)
+    return make_toy(folder)
+
+
+def config(component: str, **fields: Any) -> Callable[[Any], object]:
+    return lambda manifest: manifest.components[component].config.update(fields)
+
+
+def without(component: str, field: str) -> Callable[[Any], object]:
+    return lambda manifest: manifest.components[component].config.pop(field)
+
+
+def of_any_length(manifest: Any) -> None:
+    """The first encoder in the place where the second belongs."""
+    manifest.components["text_encoder"].graphs["model"] = manifest.components["text_encoder_2"].graphs["model"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (config("vae", latent_channels=5), "transformer takes 12 channels, expected a square number of times the VAE's 5"),
+        (config("vae", latent_channels=0), "vae: latent_channels is '0' in its config, expected a whole number of at least 1"),
+        (config("vae", block_out_channels=4), "vae: block_out_channels is '4' in its config, expected a list"),
+        (config("transformer", axes_dims_rope="ab"), "transformer: axes_dims_rope is 'ab' in its config, expected a list"),
+        (config("transformer", axes_dims_rope=[2, True]), "transformer: axes_dims_rope is '[2, True]' in its config"),
+        (without("transformer", "joint_attention_dim"), "transformer: its config has no 'joint_attention_dim'"),
+        (without("transformer", "in_channels"), "transformer: its config has no 'in_channels'"),
+        (lambda m: m.tokenizers.pop("tokenizer"), "the manifest's tokenizers lack tokenizer; it has: tokenizer_2"),
+        (lambda m: m.dims.pop("height"), "the manifest's dims lack height; it has: width, "),
+        (of_any_length, "expected one input of a fixed number of tokens"),
+    ],
+)
+def test_a_manifest_that_the_family_cannot_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], object], message: str
+) -> None:
+    """Found when the pipeline is made, not in a request, and by name."""
+    with pytest.raises(ArtifactError, match=rf"{re.escape(message)}.*export the artifact again"):
+        changed_toy(tmp_path, monkeypatch, change)
+
+
+def test_axes_that_the_source_leaves_out_are_those_of_its_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FLUX.1-dev's own config.json has none."""
+    toy = changed_toy(tmp_path, monkeypatch, without("transformer", "axes_dims_rope"))
+    assert toy.pipe.axes_dims == tuple(inspect.signature(FluxTransformer2DModel).parameters["axes_dims_rope"].default)
