@@ -254,12 +254,14 @@ _PARTNERS = (
     ("tokens", "tokens_2", "both encoders need theirs"),
     ("prompt_embeds", "pooled_prompt_embeds", "the transformer needs both"),
 )
+_TEXT_FIELDS = ("prompt", "prompt_2", *(name for one, other, _ in _PARTNERS for name in (one, other)))
+# Built once: names made anew in each request would fill Python's cache of looked-up attributes.
+_FIELDS = {side: {name: f"{side}{name}" for name in _TEXT_FIELDS} for side in ("", "negative_")}
 
 
 def _check_fields(context: Any, side: str) -> None:
     """Raise RequestError for fields of one side that say the same thing twice, or that lack the one they act with."""
-    names = ("prompt", "prompt_2", *(name for one, other, _ in _PARTNERS for name in (one, other)))
-    given = {name for name in names if getattr(context, f"{side}{name}", None) is not None}
+    given = {name for name, field in _FIELDS[side].items() if getattr(context, field, None) is not None}
     for name in ("prompt", "prompt_2", "tokens"):
         if {name, "prompt_embeds"} <= given:
             raise RequestError(f"{side}{name} and {side}prompt_embeds say the same thing twice; give one of them")
