@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from vitrify.engine.errors import SpecError
 __all__ = ["DenoisingCacheConfig"]
 
 _MAX_ORDER = 2
+_NUMBERS = ("taylorseer_cache_interval", "taylorseer_warmup_steps", "taylorseer_max_order")
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class DenoisingCacheConfig:
         for flag in ("first_block_caching", "taylorseer"):
             if not isinstance(getattr(self, flag), bool):
                 raise SpecError(f"{flag}={getattr(self, flag)!r}: expected True or False")
-        for field in ("taylorseer_cache_interval", "taylorseer_warmup_steps"):
+        for field in _NUMBERS[:2]:
             value = getattr(self, field)
             if value is not None and not (_is_whole(value) and value >= 1):
                 raise SpecError(f"{field}={value!r}: expected a whole number of at least 1, or None for the pipeline's default")
@@ -62,6 +64,9 @@ class DenoisingCacheConfig:
                 f"taylorseer_cache_interval={self.taylorseer_cache_interval}: with first_block_caching and taylorseer both on, "
                 "the first block decides which steps are computed; leave the interval None"
             )
+        for name in () if self.taylorseer else _NUMBERS:
+            if getattr(self, name) is not None:
+                raise SpecError(f"{name}={getattr(self, name)} cannot act: taylorseer is off; turn it on, or leave {name} None")
         if self.decision is not None and flags:
             raise SpecError(f"decision and {' and '.join(flags)} both say when to compute; give one of them")
         if self.taylorseer and self.predictor is not None:
@@ -86,13 +91,12 @@ class DenoisingCacheConfig:
     def filled(self, *, cache_interval: int, warmup_steps: int, max_order: int) -> DenoisingCacheConfig:
         """This configuration with its unset numbers replaced; the interval stays unset where the first block decides."""
         combined = self.first_block_caching and self.taylorseer
-        interval = cache_interval if self.taylorseer_cache_interval is None and not combined else self.taylorseer_cache_interval
-        return replace(
-            self,
-            taylorseer_cache_interval=interval,
-            taylorseer_warmup_steps=warmup_steps if self.taylorseer_warmup_steps is None else self.taylorseer_warmup_steps,
-            taylorseer_max_order=max_order if self.taylorseer_max_order is None else self.taylorseer_max_order,
-        )
+        filled = copy.copy(self)
+        for name, default in zip(_NUMBERS, (None if combined else cache_interval, warmup_steps, max_order), strict=True):
+            if getattr(self, name) is None:
+                # Past the checks, which are for what a user says: a default may stand idle.
+                object.__setattr__(filled, name, default)
+        return filled
 
     def policy(self) -> Cache | None:
         """The cache that a filled configuration means, None when all is off. Raises SpecError for what cannot act."""

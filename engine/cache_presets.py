@@ -25,8 +25,10 @@ from vitrify.engine.cache_policy import (
 )
 from vitrify.engine.errors import RequestError, SpecError
 
-__all__ = ["MEASURED", "PREDICTORS", "PRESETS", "named_cache"]
+__all__ = ["MEASURED", "PREDICTORS", "PRESETS", "TAYLORSEER", "named_cache"]
 
+TAYLORSEER = (5, 9, 1)
+"""Interval, warm-up steps and order of "taylorseer", as documented."""
 _SHORT = Guards(only_above_steps=8)  # distilled models of so few steps gain nothing
 _CAREFUL = Guards(warmup_steps=4, max_consecutive_skips=3, only_above_steps=8)
 
@@ -34,7 +36,7 @@ PRESETS: Mapping[str, Callable[..., Cache]] = MappingProxyType(
     {
         "none": lambda: Cache(Always()),
         "first-block": lambda threshold=None: Cache(FirstBlock(_number(threshold)), None, _CAREFUL),
-        "taylorseer": lambda interval="5", warmup="9": Cache(Interval(int(interval), int(warmup)), Taylor(1, "output"), _SHORT),
+        "taylorseer": lambda interval=None, warmup=None, *, numbers=TAYLORSEER: _taylorseer(interval, warmup, numbers),
         "interval": lambda interval="5", warmup="9": Cache(Interval(int(interval), int(warmup)), None, _SHORT),
         # Who lists the steps has said what is computed: no guard.
         "mask": lambda steps: Cache(_mask(steps), None, Guards() if set(steps) <= set("01") else _SHORT),
@@ -62,18 +64,21 @@ def named_cache(
     *,
     artifact: Artifact | None = None,
     steps: int | None = None,
+    taylorseer: tuple[int, int, int] = TAYLORSEER,
 ) -> Cache:
     """The cache called `name`, e.g. "first-block:0.08", "taylorseer:5:9", "mask:fast", "mask:1101", "magcache", "tuned", "none".
 
     predictor: one of PREDICTORS, instead of the preset's. guards: "warmup_steps=4" and the like, over the preset's.
     artifact: whose measured presets the names in MEASURED mean. steps: of the request; "tuned" serves one number of them.
+    taylorseer: interval, warm-up and order where "taylorseer" leaves them open: a pipeline's own defaults.
     Raises RequestError naming what is unknown, out of range or not measured yet, ArtifactError for a damaged presets file.
     """
     word, *arguments = name.split(":")
     if word not in PRESETS and word not in MEASURED:
         raise RequestError(f"cache {name!r} is unknown; known: {', '.join((*PRESETS, *MEASURED))}")
     try:
-        preset = _measured(word, arguments, artifact, steps) if word in MEASURED else PRESETS[word](*arguments)
+        own = {"numbers": taylorseer} if word == "taylorseer" else {}
+        preset = _measured(word, arguments, artifact, steps) if word in MEASURED else PRESETS[word](*arguments, **own)
         chosen = preset.predictor if predictor is None else _predictor(predictor)
         return Cache(preset.decision, chosen, _guards(preset.guards, guards))
     except (RequestError, SpecError) as error:
@@ -93,6 +98,11 @@ _FORMS = (
     "magcache[:threshold]",
     "tuned",
 )
+
+
+def _taylorseer(interval: str | None, warmup: str | None, numbers: tuple[int, int, int]) -> Cache:
+    schedule = Interval(*(own if given is None else int(given) for given, own in zip((interval, warmup), numbers, strict=False)))
+    return Cache(schedule, Taylor(numbers[2], "output"), _SHORT)
 
 
 def _measured(word: str, arguments: Sequence[str], artifact: Artifact | None, steps: int | None) -> Cache:

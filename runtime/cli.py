@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from vitrify.engine.cache_presets import PREDICTORS, named_cache
+from vitrify.engine.cache_presets import PREDICTORS
 from vitrify.engine.errors import RequestError
 from vitrify.runtime.components import KEEP
 from vitrify.runtime.loader import load
@@ -46,7 +46,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--kernels", type=click.Choice(["auto", "native", "portable"]), default="auto", show_default=True)
 @click.option("--threads", type=int, help="Of the CPU; one per core if not given.")
 @click.option("--verify", type=click.Choice(["load", "full"]), default="load", help="Hash small files, or all.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, no report.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, no report; warnings alone.")
 def generate(
     artifact: Path,
     prompts: tuple[str, ...],
@@ -77,7 +77,7 @@ def generate(
         total = steps or pipe.request_default("num_inference_steps")
         policy = None
         if cache is not None:
-            policy = named_cache(cache, cache_predict, cache_guard, artifact=pipe.artifact, steps=total)
+            policy = pipe.named_cache(cache, cache_predict, cache_guard, steps=total)
         with _progress(total, quiet) as on_step:
             result = pipe(
                 list(prompts),
@@ -88,10 +88,10 @@ def generate(
                 **asked,
             )
     paths = result.save(output)
+    said = None if result.cache is None or quiet else result.cache.warning  # stands in the summary
+    for warning in (w for w in result.warnings if w != said):
+        click.echo(f"warning: {warning}", err=True)
     if not quiet:
-        said = None if result.cache is None else result.cache.warning  # stands in the summary
-        for warning in (w for w in result.warnings if w != said):
-            click.echo(f"warning: {warning}", err=True)
         if result.cache is not None:
             click.echo(result.cache.summary())
         spent = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in result.timings.items())

@@ -406,6 +406,20 @@ class CompiledPipeline(DiffusionPipeline):
         """What a request that does not set `name` gets: the artifact's default, else the class's, else the documented one."""
         return self._ask(name, None)
 
+    def named_cache(
+        self, name: str, predictor: str | None = None, guards: Sequence[str] = (), *, steps: int | None = None
+    ) -> Cache:
+        """The cache called `name` for this pipeline: with what was measured of its artifact, and its class's TaylorSeer defaults.
+
+        predictor, guards, steps, errors: as in `vitrify.engine.cache_presets.named_cache`.
+        """
+        own = (
+            self.default_taylorseer_cache_interval,
+            self.default_taylorseer_warmup_steps,
+            self.default_taylorseer_max_order,
+        )
+        return named_cache(name, predictor, guards, artifact=self.artifact, steps=steps, taylorseer=own)
+
     def _ask(self, name: str, context: Any) -> Any:
         own = {"num_inference_steps": self.default_num_inference_steps, "residual_threshold": self.default_residual_threshold}
         return resolve(name, context, self.artifact.manifest.defaults, own)
@@ -426,7 +440,7 @@ class CompiledPipeline(DiffusionPipeline):
         asked, threshold = getattr(context, "cache", None), getattr(context, "residual_threshold", None)
         policy = self.cache if asked is None else asked
         if isinstance(policy, str):
-            policy = named_cache(policy, artifact=self.artifact, steps=len(schedule))
+            policy = self.named_cache(policy, steps=len(schedule))
         if not isinstance(policy, Cache | None):
             raise RequestError(f"cache={asked!r}: expected a name or a Cache; names: {', '.join((*PRESETS, *MEASURED))}")
         policy = policy if policy is not None and policy.enabled else None

@@ -46,7 +46,8 @@ class GraphModel:
     def __call__(self, inputs: Mapping[str, Array], sizes: Mapping[str, int] | None = None) -> dict[str, Array]:
         """The graph's outputs by name, for all rows of `inputs` (by name, each [rows, …] in the graph's dtype).
 
-        sizes: dimensions that no input shows. Raises RequestError for dimensions the graph was not compiled for.
+        sizes: dimensions that no input shows, which the caller has checked. Raises RequestError for dimensions of the inputs
+        that the graph was not compiled for.
         """
         total = len(next(iter(inputs.values())))
         dims = {**(sizes or {}), **self._sizes(inputs)}

@@ -14,18 +14,20 @@ __all__ = ["OutputLock"]
 
 
 class OutputLock:
-    """The lock file of one output folder; taken by `acquire`, which never waits, and removed by `release`."""
+    """The lock file of one output; taken by `acquire` and removed by `release`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor: int | None = None
 
-    def acquire(self) -> None:
-        """Raises ArtifactError if another export holds it, or if the file system cannot lock."""
+    def acquire(self, *, wait: bool = False) -> None:
+        """wait: for another holder to release it. Raises ArtifactError if one does and is not to be waited for, and if the file
+        system cannot lock.
+        """
         while self._descriptor is None:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except OSError as error:
                 os.close(descriptor)
                 if error.errno in (errno.EAGAIN, errno.EACCES):

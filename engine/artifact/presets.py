@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vitrify.engine.artifact import disk
 from vitrify.engine.artifact.canonical import canonical_bytes, parse
+from vitrify.engine.artifact.layout import lock_path
+from vitrify.engine.artifact.lock import OutputLock
 from vitrify.engine.artifact.reader import Artifact
 from vitrify.engine.cache_json import cache_from_json, cache_to_json
 from vitrify.engine.cache_policy import Cache, Magnitude
 from vitrify.engine.errors import ArtifactError, SpecError
 from vitrify.engine.scheduler_config import MAX_STEPS
 
-__all__ = ["PRESETS_VERSION", "Calibration", "Presets", "Tuned", "presets_path", "read_presets", "write_presets"]
+__all__ = [
+    "PRESETS_VERSION",
+    "Calibration",
+    "Presets",
+    "Tuned",
+    "check_writable",
+    "presets_path",
+    "read_presets",
+    "update_presets",
+    "write_presets",
+]
 
 Json = Any
 
@@ -107,8 +120,40 @@ def write_presets(artifact: Artifact, presets: Presets) -> Path:
     try:
         disk.replace_file(path, data)
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be written: {error.strerror}; the artifact's folder must be writable") from error
+        raise _unwritable(path, error) from error
     return path
+
+
+def update_presets(artifact: Artifact, change: Callable[[Presets], Presets]) -> Path:
+    """Put `change` of what stands beside the artifact now in its place; other processes that do the same wait meanwhile.
+
+    Raises as `read_presets` and `write_presets` do.
+    """
+    with _locked(presets_path(artifact.root)):
+        return write_presets(artifact, change(read_presets(artifact)))
+
+
+def check_writable(artifact: Artifact) -> None:
+    """Raise ArtifactError where no presets can be put beside the artifact: to be known before hours of measuring."""
+    with _locked(presets_path(artifact.root)):
+        pass
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = OutputLock(lock_path(path))
+    try:
+        lock.acquire(wait=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unwritable(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(f"{path} cannot be written: {error.strerror}; the folder that the artifact lies in must be writable")
 
 
 def _bytes(path: Path) -> bytes | None:

@@ -239,16 +239,29 @@ class FluxPipeline(CompiledPipeline):
         return Branch(embeds={"encoder_hidden_states": embeds, "pooled_projections": pooled})
 
 
+def _fixed_tokens(encoder: ComponentSpec) -> int:
+    """The number of tokens that an encoder's graph takes. Raises ArtifactError where it takes any."""
+    inputs = encoder.graphs["model"].inputs
+    if len(inputs) != 1 or len(inputs[0].shape) != 2 or not isinstance(inputs[0].shape[1], int):
+        raise ArtifactError(
+            f"{encoder.name} takes {[f'{t.name}: {t}' for t in inputs]}, expected one input of a fixed number of tokens; "
+            "export the artifact again"
+        )
+    return inputs[0].shape[1]
+
+
 _PARTNERS = (
     ("tokens", "tokens_2", "both encoders need theirs"),
     ("prompt_embeds", "pooled_prompt_embeds", "the transformer needs both"),
 )
+_TEXT_FIELDS = ("prompt", "prompt_2", *(name for one, other, _ in _PARTNERS for name in (one, other)))
+# Built once: names made anew in each request would fill Python's cache of looked-up attributes.
+_FIELDS = {side: {name: f"{side}{name}" for name in _TEXT_FIELDS} for side in ("", "negative_")}
 
 
 def _check_fields(context: Any, side: str) -> None:
     """Raise RequestError for fields of one side that say the same thing twice, or that lack the one they act with."""
-    names = ("prompt", "prompt_2", *(name for one, other, _ in _PARTNERS for name in (one, other)))
-    given = {name for name in names if getattr(context, f"{side}{name}", None) is not None}
+    given = {name for name, field in _FIELDS[side].items() if getattr(context, field, None) is not None}
     for name in ("prompt", "prompt_2", "tokens"):
         if {name, "prompt_embeds"} <= given:
             raise RequestError(f"{side}{name} and {side}prompt_embeds say the same thing twice; give one of them")
@@ -271,14 +284,3 @@ def _check_vocabulary(ids: Array, name: str, encoder: CompiledModel) -> None:
         raise RequestError(
             f"{name}: got the id {wrong[0]}, expected ids from 0 to {size - 1}, the vocabulary of {encoder.spec.name}"
         )
-
-
-def _fixed_tokens(encoder: ComponentSpec) -> int:
-    """The number of tokens that an encoder's graph takes. Raises ArtifactError where it takes any."""
-    inputs = encoder.graphs["model"].inputs
-    if len(inputs) != 1 or len(inputs[0].shape) != 2 or not isinstance(inputs[0].shape[1], int):
-        raise ArtifactError(
-            f"{encoder.name} takes {[f'{t.name}: {t}' for t in inputs]}, expected one input of a fixed number of tokens; "
-            "export the artifact again"
-        )
-    return inputs[0].shape[1]

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vitrify.engine.artifact.presets import Tuned, read_presets, write_presets
+from vitrify.engine.artifact.presets import Tuned, check_writable, read_presets, update_presets
 from vitrify.engine.errors import RequestError
 from vitrify.runtime.loader import load
 from vitrify.runtime.tuning.calibrate import calibrate as calibrated
@@ -38,11 +38,12 @@ def calibrate(artifact: Path, prompts: Path, steps: int | None, seed: int, kerne
     """
     lines = read_prompts(prompts)
     with load(artifact, kernels=kernels, threads=threads) as pipe:
-        presets = read_presets(pipe.artifact)
+        read_presets(pipe.artifact)
+        check_writable(pipe.artifact)
         requests = Requests(pipe, lines, steps or pipe.request_default("num_inference_steps"), seed)
         calibration = calibrated(requests, lambda done: click.echo(f"{done} of {len(lines)} prompts", err=True))
-        path = write_presets(pipe.artifact, replace(presets, calibration=calibration))
-    click.echo(" ".join(f"{ratio:.4f}" for ratio in calibration.ratios))
+        click.echo(" ".join(f"{ratio:.4f}" for ratio in calibration.ratios))
+        path = update_presets(pipe.artifact, lambda presets: replace(presets, calibration=calibration))
     click.echo(f"{path}: {requests.steps} steps, {len(lines)} prompts; use it with --cache magcache")
 
 
@@ -82,13 +83,15 @@ def tune(
     searched, checking, judging = _parts(prompts, check_file, held_out)
     with load(artifact, kernels=kernels, threads=threads) as pipe:
         presets = read_presets(pipe.artifact)
+        check_writable(pipe.artifact)
         count = steps or pipe.request_default("num_inference_steps")
         search = Requests(pipe, searched, count, seed)
         check = Requests(pipe, checking, count, seed + len(searched))
         judge = Requests(pipe, judging, count, seed + len(searched) + len(checking))
         outcome = tuned(search, check, judge, bound, presets.calibration, lambda line: click.echo(line, err=True))
-        path = write_presets(pipe.artifact, replace(presets, tuned=Tuned(outcome.cache, count, outcome.record())))
-    _report(outcome, bound)
+        _report(outcome, bound)
+        found = Tuned(outcome.cache, count, outcome.record())
+        path = update_presets(pipe.artifact, lambda presets: replace(presets, tuned=found))
     click.echo(f"{path}: {count} steps; use it with --cache tuned")
 
 

@@ -67,7 +67,15 @@ class Quality:
 
 
 def compare(picture: Array, reference: Array) -> tuple[float, float]:
-    """(PSNR, SSIM) of two pictures [height, width, 3], float from 0 to 1 or uint8, inside the union of their contents' boxes."""
+    """(PSNR, SSIM) of two pictures [height, width, 3], float from 0 to 1 or uint8, inside the union of their contents' boxes.
+
+    Raises SpecError for a picture with values that are NaN or infinite, and for one smaller than SSIM's window.
+    """
+    for what, pixels in (("picture", picture), ("reference", reference)):
+        if not np.isfinite(pixels).all():
+            raise SpecError(
+                f"the {what} has {int((~np.isfinite(pixels)).sum())} values that are NaN or infinite; nothing is near it"
+            )
     a, b = (np.asarray(p, np.float64) / (255 if p.dtype == np.uint8 else 1) for p in (picture, reference))
     rows, columns = union_box(a, b)
     x, y = luma(a)[rows, columns], luma(b)[rows, columns]
@@ -102,7 +110,8 @@ def _span(content: Array) -> slice:
 def psnr(x: Array, y: Array) -> float:
     """dB of peak 1, at most PSNR_CAP."""
     error = float(np.mean((x - y) ** 2))
-    return PSNR_CAP if error == 0 else min(PSNR_CAP, -10 * float(np.log10(error)))
+    # In this order NaN stays NaN, which keeps no bound.
+    return PSNR_CAP if error == 0 else min(-10 * float(np.log10(error)), PSNR_CAP)
 
 
 def ssim(x: Array, y: Array) -> float:

@@ -77,8 +77,7 @@ class Requests:
         return self.pipe.prepare_inputs(context)
 
     def draw(self, index: int, cache: Cache | None = None, steps: int | None = None) -> Drawn:
-        """Draw the request of prompt `index`; arguments as in `prepared`."""
+        """Draw the request of prompt `index`; arguments as in `prepared`. Raises NotFiniteError where it overflows."""
         request = self.prepared(index, cache, steps)
-        latents = self.pipe.denoise(request)
-        picture = self.pipe.decode(latents, request.size)[0]
+        picture = self.pipe.draw(request)[0]
         return Drawn(picture, request.timings["loop"], request.reports[-1] if request.reports else None)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from vitrify.engine.artifact.presets import Calibration
 from vitrify.engine.cache_policy import Cache
 from vitrify.engine.errors import SpecError
+from vitrify.runtime.output import NotFiniteError
 from vitrify.runtime.tuning.candidates import known_beforehand, measured, without_a_step
 from vitrify.runtime.tuning.cost import computed_steps, request_seconds
 from vitrify.runtime.tuning.quality import METRICS, PSNR_CAP, Quality, compare
@@ -129,15 +130,22 @@ class Search:
         return best
 
     def over_all(self, cache: Cache) -> Trial:
-        """Run `cache` over every request, whether it keeps the bound or not."""
-        runs = [self._run(index, cache) for index in range(len(self.requests))]
+        """Run `cache` over every request, whether it keeps the bound or not. Raises NotFiniteError where one overflows."""
+        runs = [self._run(index, cache, self.reference(index)) for index in range(len(self.requests))]
         return _joined(cache, runs)
 
     def _trial(self, cache: Cache, most: float) -> Trial | None:
-        """`cache` over every request; None if the bound is lost or the mean cost exceeds `most`, as soon as that is certain."""
+        """`cache` over every request; None if the bound is lost or the mean cost exceeds `most`, as soon as that is certain.
+
+        A single request that overflows loses any bound.
+        """
         total, runs = len(self.requests), list[_Run]()
         for index in tuple(self._order):
-            runs.append(self._run(index, cache))
+            reference = self.reference(index)  # one that overflows uncached is no candidate's fault: it ends the search
+            try:
+                runs.append(self._run(index, cache, reference))
+            except NotFiniteError:
+                return None
             if runs[-1].value(self.bound.metric) < self.bound.least:
                 self._order.remove(index)  # what failed once is tried first next time
                 self._order.insert(0, index)
@@ -148,10 +156,10 @@ class Search:
         trial = _joined(cache, runs)
         return trial if self.bound.holds(trial.quality) else None
 
-    def _run(self, index: int, cache: Cache) -> _Run:
+    def _run(self, index: int, cache: Cache, reference: Array) -> _Run:
         drawn = self.requests.draw(index, cache)
         lanes = [] if drawn.report is None else [len(lane) for lane in drawn.report.computed]
-        return _Run(*compare(drawn.picture, self.reference(index)), float(np.mean(lanes)), self._cost(cache, lanes))
+        return _Run(*compare(drawn.picture, reference), float(np.mean(lanes)), self._cost(cache, lanes))
 
     def reference(self, index: int) -> Array:
         """The uncached picture of a request, [height, width, 3]; drawn once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,16 @@ import pytest
 
 from tests.runtime.toy_flux import make_artifact
 from vitrify.engine.artifact import Artifact, disk
-from vitrify.engine.artifact.presets import Calibration, Presets, Tuned, presets_path, read_presets, write_presets
+from vitrify.engine.artifact.presets import (
+    Calibration,
+    Presets,
+    Tuned,
+    check_writable,
+    presets_path,
+    read_presets,
+    update_presets,
+    write_presets,
+)
 from vitrify.engine.cache_policy import Cache, Guards, Mask, Taylor
 from vitrify.engine.errors import ArtifactError
 
@@ -64,6 +74,45 @@ def test_another_artifacts_presets(artifact: Artifact) -> None:
     write_presets(artifact, PRESETS)
     with pytest.raises(ArtifactError, match=f"measured on artifact {artifact.id}, but .*art is {'1' * 64}; measure again"):
         read_presets(replace(artifact, id="1" * 64))
+
+
+def test_updates_of_two_parts_keep_each_other(artifact: Artifact) -> None:
+    """The second comes while the first is between reading and writing: it waits, and changes what the first has written."""
+    between, second_begun = threading.Event(), threading.Event()
+
+    def calibrated(known: Presets) -> Presets:
+        between.set()
+        assert second_begun.wait(20)
+        return replace(known, calibration=CALIBRATION)
+
+    def tuned(known: Presets) -> Presets:
+        seen.append(known)
+        return replace(known, tuned=TUNED)
+
+    seen: list[Presets] = []
+    first = threading.Thread(target=update_presets, args=(artifact, calibrated))
+    second = threading.Thread(target=update_presets, args=(artifact, tuned))
+    first.start()
+    assert between.wait(20)
+    second.start()
+    second.join(0.1)
+    assert second.is_alive()
+    assert seen == []
+    second_begun.set()
+    first.join(20)
+    second.join(20)
+    assert seen == [Presets(CALIBRATION)]
+    assert read_presets(artifact) == PRESETS
+    assert sorted(p.name for p in artifact.root.parent.iterdir()) == ["art", "art.presets.json"]
+
+
+def test_a_place_that_cannot_be_written_is_known_beforehand(artifact: Artifact) -> None:
+    check_writable(artifact)
+    assert sorted(p.name for p in artifact.root.parent.iterdir()) == ["art"]
+    presets_path(artifact.root).with_name("art.presets.json.lock").mkdir()  # what not even root can open to write
+    for refused in (lambda: check_writable(artifact), lambda: update_presets(artifact, lambda known: known)):
+        with pytest.raises(ArtifactError, match=r"art\.presets\.json cannot be written: Is a directory; the folder that"):
+            refused()
 
 
 def whole(artifact: Artifact) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from vitrify.engine.cache_config import DenoisingCacheConfig
+from vitrify.engine.cache_policy import Interval
 from vitrify.engine.errors import SpecError
 
 DEFAULTS = {"cache_interval": 5, "warmup_steps": 9, "max_order": 1}
@@ -50,11 +51,22 @@ def test_bad_values_name_the_field(field: str, value: Any) -> None:
 
 
 def test_unset_numbers_are_filled() -> None:
-    assert DenoisingCacheConfig().filled(**DEFAULTS) == DenoisingCacheConfig(False, False, 5, 9, 1)
+    off = DenoisingCacheConfig().filled(**DEFAULTS)
+    assert dataclasses.astuple(off)[:5] == (False, False, 5, 9, 1)
+    assert off.filled(cache_interval=2, warmup_steps=3, max_order=2) == off
     explicit = DenoisingCacheConfig(
         taylorseer=True, taylorseer_cache_interval=2, taylorseer_warmup_steps=3, taylorseer_max_order=2
     )
     assert explicit.filled(**DEFAULTS) == explicit
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"first_block_caching": True}, {"decision": Interval(3, 3)}, {"first_block_caching": True, "compat": "max"}]
+)
+def test_numbers_of_a_cache_that_is_off_cannot_act(options: dict[str, Any]) -> None:
+    for name, value in (("cache_interval", 7), ("warmup_steps", 4), ("max_order", 2)):
+        with pytest.raises(SpecError, match=f"taylorseer_{name}={value} cannot act: taylorseer is off; turn it on, or leave"):
+            DenoisingCacheConfig(**{**options, f"taylorseer_{name}": value})
 
 
 def test_the_first_block_decides_when_both_are_on() -> None:

@@ -261,6 +261,21 @@ def test_names(toy: Toy) -> None:
     assert draw(toy, "mask:fast").cache.computed[0] == tuple(np.flatnonzero(Mask(preset="fast").resolved(STEPS)))
 
 
+def test_taylorseer_leaves_its_numbers_to_the_class(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"cache_interval": 3, "warmup_steps": 2, "max_order": 2}
+    for name, value in own.items():
+        monkeypatch.setattr(type(toy.pipe), f"default_taylorseer_{name}", value)
+    named = draw(toy, "taylorseer").cache
+    assert named.cache.decision == Interval(3, 2)
+    assert named.cache.predictor == Taylor(2, "output")
+    assert named.computed == ((0, 1, 3, 6, 9),)
+    assert draw(toy, "taylorseer:5").cache.cache.decision == Interval(5, 2)
+    assert draw(toy, "taylorseer:5:4").cache.cache.decision == Interval(5, 4)
+    for unread in ("taylorseer:", "taylorseer:5:", "taylorseer:1:2:3"):
+        with pytest.raises(RequestError, match="cannot be read"):
+            draw(toy, unread)
+
+
 def test_the_threshold_of_a_request(toy: Toy) -> None:
     """The request's, else the cache's, else the artifact's, else the class's."""
 

@@ -109,6 +109,17 @@ def test_a_cut_prompt_is_said(run: Run, tmp_path: Path) -> None:
     assert "warning: prompt too long for tokenizer: 10 tokens, 8 fit; dropped: 'house tree'" in result.stderr
 
 
+def test_quiet_keeps_the_warnings(run: Run, tmp_path: Path) -> None:
+    result = run("red green blue apple cat dog house tree", "-q", "-o", str(tmp_path / "a.png"))
+    assert result.stdout == ""
+    assert [line[:30] for line in result.stderr.splitlines()] == ["warning: prompt too long for t"] * 2
+
+
+def test_quiet_keeps_the_caches_warning(run: Run, tmp_path: Path) -> None:
+    result = run("cat", "-q", "-o", str(tmp_path / "a.png"), "--steps", "12", "--cache", "first-block:0")
+    assert (result.stdout, result.stderr.count("warning: the cache never fired")) == ("", 1)
+
+
 def test_without_a_prompt(run: Run) -> None:
     result = run()
     assert result.exit_code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -182,9 +183,9 @@ def test_component_missing_from_the_folder(folder: Path) -> None:
 
 def test_unset_cache_numbers_are_filled_once(folder: Path) -> None:
     cls = type("Own", (NumpyPipeline,), {"default_taylorseer_warmup_steps": 3, "default_taylorseer_max_order": 2})
-    config = make(folder, cls, cache_config=DenoisingCacheConfig(taylorseer_cache_interval=7)).cache_config
-    assert config == DenoisingCacheConfig(False, False, 7, 3, 2)
-    assert make(folder).cache_config == DenoisingCacheConfig(False, False, 5, 9, 1)
+    config = make(folder, cls, cache_config=DenoisingCacheConfig(taylorseer=True, taylorseer_cache_interval=7)).cache_config
+    assert config == DenoisingCacheConfig(False, True, 7, 3, 2)
+    assert dataclasses.astuple(make(folder).cache_config)[:5] == (False, False, 5, 9, 1)
 
 
 def test_weight_paths(folder: Path) -> None:

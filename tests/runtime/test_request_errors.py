@@ -226,8 +226,8 @@ def test_idle_fields_that_are_sound_are_accepted(toy: Toy) -> None:
 
 def test_an_artifact_that_does_not_say_its_vocabulary(tmp_path: Path) -> None:
     toy = make_toy(tmp_path)
-    del toy.pipe.text_encoder.config["vocab_size"]
-    with pytest.raises(ArtifactError, match="text_encoder: its config has no vocab_size"):
+    del toy.artifact.manifest.components["text_encoder"].config["vocab_size"]  # type: ignore[attr-defined]
+    with pytest.raises(ArtifactError, match="text_encoder: its config has no 'vocab_size'"):
         toy.pipe.prepare_inputs(PixelGenerationContext(tokens=CLIP_IDS, tokens_2=T5_IDS))
 
 

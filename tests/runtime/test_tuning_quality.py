@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vitrify.engine.errors import SpecError
-from vitrify.runtime.tuning.quality import Quality, compare, union_box
+from vitrify.runtime.tuning.quality import Quality, compare, psnr, union_box
 
 Array = Any
 
@@ -105,5 +105,11 @@ def test_what_cannot_be_compared() -> None:
         Quality.of(np.ones((2, 16, 16, 3)), np.ones((1, 16, 16, 3)))
     with pytest.raises(SpecError, match="smaller than SSIM's window of 11 × 11"):
         compare(np.ones((8, 16, 3)), np.ones((8, 16, 3)))
+    whole, broken = np.ones((16, 16, 3)), np.ones((16, 16, 3))
+    broken[3, 3, 1], broken[4, 4] = np.nan, np.inf
+    for pair, what in (((broken, whole), "picture"), ((whole, broken), "reference")):
+        with pytest.raises(SpecError, match=f"the {what} has 4 values that are NaN or infinite"):
+            compare(*pair)
+    assert math.isnan(psnr(broken, whole))
     with pytest.raises(SpecError, match="metric 'mse' is unknown; known: psnr, ssim"):
         Quality(np.ones(1), np.ones(1)).mean("mse")

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from tests.runtime.toy_flux import Toy, make_toy
 from vitrify.engine.artifact.presets import Calibration, Presets, presets_path, read_presets, write_presets
 from vitrify.engine.cache_policy import Cache, FirstBlock, Guards, Hold, Interval, Magnitude, Mask, Taylor
-from vitrify.engine.errors import RequestError, SpecError
+from vitrify.engine.errors import ArtifactError, RequestError, SpecError
+from vitrify.runtime.output import NotFiniteError
 from vitrify.runtime.tuning import cli, tune
 from vitrify.runtime.tuning.candidates import known_beforehand, measured
 from vitrify.runtime.tuning.cost import computed_steps, request_seconds, segment_seconds
@@ -102,6 +103,46 @@ def test_a_measured_decision_wins_where_it_is_cheaper(toy: Toy, monkeypatch: pyt
     assert found.cost == pytest.approx(min(costs))
 
 
+@pytest.mark.parametrize("what", ["latents", "pictures"])
+def test_a_setting_that_overflows_is_not_chosen(toy: Toy, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Not even if the other prompts would carry it; an uncached request that overflows ends the search."""
+    requests, bound = Requests(toy.pipe, PROMPTS, STEPS, 3), Bound("psnr", 1.0)
+    caches = [cache for cache, _ in known_beforehand(STEPS, None)][:2]
+    chosen = Search(requests, None, bound, SECONDS)._first(caches)
+    assert chosen is not None
+    assert chosen.cache == caches[0]  # so that it is the overflow that decides
+    broken, prepared, denoised, decode = [caches[0]], toy.pipe.prepare_inputs, toy.pipe._denoised, toy.pipe.decode
+    running: list[Cache | None] = []
+
+    def spoilt() -> Any:
+        return np.float32("nan") if running[-1] in broken else np.float32(1)
+
+    def prepare(context: Any) -> Any:
+        request = prepared(context)
+        running.append(request.cache if request.text.record["prompt"] == ["house"] else Cache())
+        return request
+
+    def overflowing(*args: Any) -> Any:
+        latents = denoised(*args)
+        if not np.isfinite(spoilt()):
+            raise NotFiniteError("latents are not finite")
+        return latents
+
+    monkeypatch.setattr(toy.pipe, "prepare_inputs", prepare)
+    if what == "latents":
+        monkeypatch.setattr(toy.pipe, "_denoised", overflowing)
+    else:
+        monkeypatch.setattr(toy.pipe, "decode", lambda latents, size: decode(latents, size) * spoilt())
+    found = Search(requests, None, bound, SECONDS)._first(caches)
+    assert found is not None
+    assert found.cache == caches[1]
+    with pytest.raises(NotFiniteError, match="are not finite"):
+        Search(requests, None, bound, SECONDS).over_all(caches[0])
+    broken[0] = None
+    with pytest.raises(NotFiniteError, match="are not finite"):
+        Search(requests, None, bound, SECONDS)._first(caches)
+
+
 @pytest.mark.parametrize("total", [1, 2, 20, 21, 22, 64])
 def test_a_bound_is_lost_only_when_nothing_can_keep_it(total: int) -> None:
     rng, bound = np.random.default_rng(total), Bound("ssim", 0.5)
@@ -146,12 +187,19 @@ def test_segments_are_timed_over_all_lanes(toy: Toy) -> None:
     assert all(0 < value < 1 for value in found.values())
 
 
-def run(toy: Toy, monkeypatch: pytest.MonkeyPatch, *words: str, wall: float = 0.5) -> Any:
+def run(
+    toy: Toy,
+    monkeypatch: pytest.MonkeyPatch,
+    *words: str,
+    wall: float = 0.5,
+    command: Any = cli.tune,
+    catch_exceptions: bool = False,
+) -> Any:
     pipe = make_toy(toy.artifact.root, defaults=toy.artifact.manifest.defaults).pipe
     monkeypatch.setattr(cli, "load", lambda *_, **__: pipe)
     monkeypatch.setattr(tune, "segment_seconds", lambda _: SECONDS)
     monkeypatch.setattr(tune, "wall_ratio", lambda *_: wall)
-    return CliRunner().invoke(cli.tune, ["ART", *words], catch_exceptions=False)
+    return CliRunner().invoke(command, ["ART", *words], catch_exceptions=catch_exceptions)
 
 
 @pytest.fixture
@@ -194,6 +242,42 @@ def test_the_command_writes_what_tuned_runs(toy: Toy, prompts: str, monkeypatch:
         "holds_on_held_out"
     ]
     assert record["bound"] == {"metric": "psnr", "least_p5": 36.0}
+
+
+def test_what_calibrate_writes_meanwhile_stays(toy: Toy, prompts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = cli.tuned
+
+    def meanwhile(*args: Any) -> Any:
+        write_presets(toy.artifact, Presets(TABLE))
+        return ends(*args)
+
+    monkeypatch.setattr(cli, "tuned", meanwhile)
+    assert run(toy, monkeypatch, "--prompts", prompts, "--min-ssim", "0.5").exit_code == 0
+    assert read_presets(toy.artifact).calibration == TABLE
+    assert read_presets(toy.artifact).tuned is not None
+
+
+def test_a_place_that_cannot_be_written_is_known_before_measuring(
+    toy: Toy, prompts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = presets_path(toy.artifact.root).with_name("art.presets.json.lock")
+    lock.mkdir()
+    monkeypatch.setattr(cli, "tuned", lambda *_: pytest.fail("it measured"))
+    monkeypatch.setattr(cli, "calibrated", lambda *_: pytest.fail("it measured"))
+    for command, words in ((cli.tune, ("--min-ssim", "0.5")), (cli.calibrate, ())):
+        with pytest.raises(ArtifactError, match="cannot be written: Is a directory"):
+            run(toy, monkeypatch, "--prompts", prompts, *words, command=command)
+
+
+def test_the_outcome_is_said_though_it_cannot_be_written(toy: Toy, prompts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise ArtifactError("no space left")
+
+    monkeypatch.setattr(cli, "update_presets", full)
+    for command, words, said in ((cli.tune, ("--min-ssim", "0.5"), "tuned: "), (cli.calibrate, (), "1.0000 ")):
+        result = run(toy, monkeypatch, "--prompts", prompts, *words, command=command, catch_exceptions=True)
+        assert isinstance(result.exception, ArtifactError)
+        assert result.stdout.startswith(said)
 
 
 def test_other_prompts_may_check_and_be_held_out(toy: Toy, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -182,16 +181,14 @@ class _ToySession(Session):
         super().__init__(spec)
         self.backend = backend
         self.closed = False
-        self.plans: weakref.WeakSet[Plan] = weakref.WeakSet()
+        self.plans = 0
 
     def plan(self, dims: Mapping[str, int]) -> Plan:
-        plan = _ToyPlan(self, dims)
-        self.plans.add(plan)
-        return plan
+        return _ToyPlan(self, dims)
 
     def close(self) -> None:
         self.closed = True
-        self.backend.outlived += [self.spec.path for _ in self.plans]
+        self.backend.outlived += [self.spec.path] * self.plans
         with self.backend.lock:
             self.backend.opened[self.spec.path] -= 1
 
@@ -200,6 +197,10 @@ class _ToyPlan(Plan):
     def __init__(self, session: _ToySession, dims: Mapping[str, int]) -> None:
         super().__init__(session.spec, dims)
         self.session = session
+        session.plans += 1
+
+    def __del__(self) -> None:
+        self.session.plans -= 1
 
     def _bind(self, name: str, array: Array) -> None:
         pass
