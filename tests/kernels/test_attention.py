@@ -371,7 +371,7 @@ WRONG = [
     ),
     ("FusedAttention", {}, {"num_heads": 0}, "attribute num_heads is 0, expected 1 or more"),
     ("FusedAttention", {}, {"scale": 0.0}, "attribute scale is 0.000000, expected above 0"),
-    ("FusedAttention", {}, {"scale": float("nan")}, "attribute scale is nan, expected above 0"),
+    ("FusedAttention", {}, {"scale": float("nan")}, "attribute scale is nan, expected a finite float32"),
     ("FusedAttention", {}, {"causal": 2}, "attribute causal is 2, expected 0 or 1"),
     ("FusedAttentionBias", {"bias": (1, 1, 5, 5)}, {}, "bias has 1 along heads, expected 2, num_heads"),
     ("FusedAttentionBias", {"bias": (2, 2, 5, 5)}, {}, "bias has 2 along 1, expected 1"),

@@ -155,6 +155,8 @@ def test_the_library_exports_nothing_but_its_interface() -> None:
             {"factor_at": 0, "shift_at": 0, "epsilon": float("nan")},
             "attribute epsilon is -?nan, expected a finite",
         ),
+        ("AdaRMSNorm", {"factor_at": 0, "shift_at": 0, "epsilon": -1.0}, "attribute epsilon is -1.000000, expected 0 or more"),
+        ("QkNormRope", {"num_heads": 1, "epsilon": -1.0}, "attribute epsilon is -1.000000, expected 0 or more"),
         (
             "FusedAttention",
             {"num_heads": 1, "causal": 0, "scale": 1e300},
