@@ -33,8 +33,8 @@ inline void store(float* to, Lanes value) {
   *reinterpret_cast<AnyLanes*>(to) = value;
 }
 
-// As `store`, past the caches where the level can and a vector register divides the address: for much memory that is not
-// read again soon. What is stored so is seen by other threads after store_fence().
+// As `store`, past the caches where the level can and a vector register divides the address: for much memory that is
+// not read again soon. What is stored so is seen by other threads after store_fence().
 inline void store_past_caches(float* to, Lanes value) {
 #if defined(__AVX512F__)
   if (reinterpret_cast<uintptr_t>(to) % sizeof(Lanes) == 0) {
