@@ -23,7 +23,7 @@ constexpr size_t kAttentionMaxHeadDim = 512;
 enum class AttentionPrecision { float32, bfloat16 };
 
 // Keys that one task packs.
-constexpr size_t kAttentionSlice = 128;
+constexpr size_t kAttentionSlice = 32;
 
 // How a level cuts its work, and what memory it needs, in floats.
 struct AttentionShape {

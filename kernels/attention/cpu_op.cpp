@@ -49,9 +49,10 @@ void compute(AttentionPrecision precision, size_t count, const HeadAt& head_at, 
       one.packed_values = one.packed_keys + shape.packed_keys;
       return one;
     };
+    // A slice's heads one after the other: they lie side by side.
     parallel.for_each(heads * slices, [&](size_t task) {
-      const size_t start = task % slices * kAttentionSlice;
-      pack(precision, head(task / slices), start, std::min(start + kAttentionSlice, any.keys), scratch(shape.scratch));
+      const size_t start = task / heads * kAttentionSlice;
+      pack(precision, head(task % heads), start, std::min(start + kAttentionSlice, any.keys), scratch(shape.scratch));
     });
     parallel.for_each(heads * chunks, [&](size_t task) {
       rows(precision, head(task / chunks), task % chunks * shape.rows, scratch(shape.scratch));

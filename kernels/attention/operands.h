@@ -35,6 +35,9 @@ inline Place key_at(const AttentionHead& head, size_t key) {
   return {head.parts[second], (second ? key - head.parts[0].keys : key) * head.width};
 }
 
+// Rows of queries, keys and values lie far apart: each is asked for this many rows ahead of its use.
+constexpr size_t kRowsAhead = 8;
+
 // factor · x: [head_dim], normalised and turned where the head says so.
 inline void prepare(const AttentionHead& head, const float* x, const float* norm, size_t token, float factor,
                     float* y) {
@@ -48,14 +51,27 @@ inline void prepare(const AttentionHead& head, const float* x, const float* norm
   }
 }
 
+inline void fetch_row(const float* row, size_t size) {
+  for (size_t i = 0; i < size; i += 16)
+    __builtin_prefetch(row + i);
+}
+
 // A query carries scale · log2(e): the softmax is one of powers of two.
 inline void prepare_query(const AttentionHead& head, size_t token, float* y) {
   const Place at = token_at(head, token);
+  if (token + kRowsAhead < head.tokens) {
+    const Place ahead = token_at(head, token + kRowsAhead);
+    fetch_row(ahead.part.q + ahead.row, head.head_dim);
+  }
   prepare(head, at.part.q + at.row, at.part.q_norm, token, head.scale * kLog2E, y);
 }
 
 inline void prepare_key(const AttentionHead& head, size_t key, float* y) {
   const Place at = key_at(head, key);
+  if (key + kRowsAhead < head.keys) {
+    const Place ahead = key_at(head, key + kRowsAhead);
+    fetch_row(ahead.part.k + ahead.row, head.head_dim);
+  }
   prepare(head, at.part.k + at.row, at.part.k_norm, key, 1.0F, y);
 }
 

@@ -206,6 +206,10 @@ void pack_values(const AttentionHead& head, size_t first, size_t last, size_t st
     const Place odd = key_at(head, smaller(key + 1, last - 1));
     const float* const low = even.part.v + even.row;
     const float* const high = odd.part.v + odd.row;
+    for (size_t ahead = key + kRowsAhead; ahead < key + kRowsAhead + 2 && ahead < head.keys; ++ahead) {
+      const Place later = key_at(head, ahead);
+      fetch_row(later.part.v + later.row, dim);
+    }
     for (size_t column = 0; column < steps_of(dim) * kPair; column += kTileRows) {
       __m512i found[pieces];
       split(load_upto(low, column, key < last ? dim : 0), load_upto(high, column, key + 1 < last ? dim : 0), found);

@@ -63,8 +63,11 @@ template <TileProduct product>
 LinearShape tile_shape(size_t group, size_t in) {
   using S = TileShape<product>;
   const size_t steps = S::steps(in);
-  const size_t rows = S::rows(steps);
-  const size_t panels = steps > S::kBlock ? kLinearTileSums / (rows * kLinearPanel) : kAnyPanels;
+  if (steps <= S::kBlock) return {group, S::kFeatures, kLinearTile, S::rows(steps), kAnyPanels, kLeastTiles};
+  // Room for the sums of kLinearPanels: where they are all of y, a row of x is packed once.
+  constexpr size_t kMost = kLinearTileSums / (kLinearPanels * kLinearPanel);
+  const size_t rows = smaller(S::rows(steps), kMost);
+  const size_t panels = kLinearTileSums / (rows * kLinearPanel);
   return {group, S::kFeatures, kLinearTile, rows, panels, kLeastTiles};
 }
 #endif
@@ -110,7 +113,10 @@ void linear_pack(LinearPrecision precision, const void* weight, LinearWeightType
 
 void linear_span(LinearPrecision precision, const LinearProblem& problem, size_t first_row, size_t rows,
                  size_t first_panel, size_t panels, float* scratch) {
-  const auto run = [&](auto* span) { span(problem, first_row, rows, first_panel, panels, scratch); };
+  const auto run = [&](auto* span) {
+    span(problem, first_row, rows, first_panel, panels, scratch);
+    if (problem.past_caches) store_fence();
+  };
 #if defined(__AMX_TILE__)
   if (precision == kBf16) return run(&tile_span<TileProduct::bfloat16>);
   if (precision == kInt8) return run(&tile_span<TileProduct::int8>);

@@ -103,6 +103,7 @@ struct LinearProblem {
   size_t gate_stride = 0;
   const float* residual = nullptr;
   float* y = nullptr;
+  bool past_caches = false;  // y is larger than they are.
   size_t rows = 0;
   size_t tokens = 0;
   size_t out = 0;

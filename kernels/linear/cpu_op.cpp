@@ -27,6 +27,10 @@ LinearWeightType weight_type(DType dtype) {
   }
 }
 
+// From this size on (2 MiB) y is written past the caches: the lines that it would push out are of more use there, and
+// need not be read before they are written.
+constexpr size_t kPastCaches = 1 << 19;
+
 // How y is cut into tasks: tiles of rows by panels of columns.
 struct Cut {
   size_t tiles;
@@ -103,6 +107,7 @@ class LinearKernel final : public Kernel {
     problem.tokens = static_cast<size_t>(inputs[0].dims[1]);
     problem.rows = static_cast<size_t>(inputs[0].dims[0]) * problem.tokens;
     problem.out = out_;
+    problem.past_caches = problem.rows * problem.out >= kPastCaches;
     if (problem.rows == 0 || problem.out == 0) return;
 
     const LinearShape shape = shape_at_(precision, type_, in_, problem.tokens);

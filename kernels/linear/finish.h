@@ -46,7 +46,7 @@ inline Lanes add_sums(Lanes a, Lanes b) {
 // the scale.
 template <LinearSums kind>
 inline void finish(LinearEpilogue epilogue, const float* sums, const float* earlier, const Columns& columns,
-                   float row_scale, float* y) {
+                   float row_scale, bool past_caches, float* y) {
   for (size_t i = 0; i < kLinearPanel; i += kLanes) {
     Lanes value = load(sums + i);
     if (earlier != nullptr) value = add_sums<kind>(load(earlier + i), value);
@@ -59,7 +59,7 @@ inline void finish(LinearEpilogue epilogue, const float* sums, const float* earl
     if (epilogue == LinearEpilogue::gated_residual) {
       value = load(columns.residual + i) + load(columns.gate + i) * value;
     }
-    store(y + i, value);
+    past_caches ? store_past_caches(y + i, value) : store(y + i, value);
   }
 }
 
@@ -83,7 +83,7 @@ void finish_row(const LinearProblem& problem, size_t row, size_t panel, const fl
       gated ? problem.residual + at : nullptr,
   };
   if (count == kLinearPanel) {
-    finish<kind>(problem.epilogue, sums, earlier, columns, row_scale, problem.y + at);
+    finish<kind>(problem.epilogue, sums, earlier, columns, row_scale, problem.past_caches, problem.y + at);
     return;
   }
   float whole[5][kLinearPanel] = {};
@@ -97,7 +97,7 @@ void finish_row(const LinearProblem& problem, size_t row, size_t panel, const fl
   copies.bias = widened(columns.bias, whole[1]);
   copies.gate = widened(columns.gate, whole[2]);
   copies.residual = widened(columns.residual, whole[3]);
-  finish<kind>(problem.epilogue, sums, earlier, copies, row_scale, whole[4]);
+  finish<kind>(problem.epilogue, sums, earlier, copies, row_scale, false, whole[4]);
   copy(whole[4], count, problem.y + at);
 }
 
@@ -114,7 +114,7 @@ inline void fetch_tile(const LinearProblem& problem, size_t first_row, size_t ro
   for (size_t row = first_row; row < first_row + rows; ++row) {
     for (size_t i = 0; i < kLinearPanel; i += kLinearLine) {
       const size_t at = row * problem.out + panel * kLinearPanel + i;
-      __builtin_prefetch(problem.y + at, 1, 2);
+      if (!problem.past_caches) __builtin_prefetch(problem.y + at, 1, 2);
       if (problem.residual != nullptr) __builtin_prefetch(problem.residual + at, 0, 2);
     }
   }

@@ -4,6 +4,10 @@
 
 #include <stdint.h>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace vitrify::VITRIFY_LEVEL {
 namespace {
 
@@ -27,6 +31,24 @@ inline Lanes load(const float* from) {
 
 inline void store(float* to, Lanes value) {
   *reinterpret_cast<AnyLanes*>(to) = value;
+}
+
+// As `store`, past the caches where the level can and a vector register divides the address: for much memory that is
+// not read again soon. What is stored so is seen by other threads after store_fence().
+inline void store_past_caches(float* to, Lanes value) {
+#if defined(__AVX512F__)
+  if (reinterpret_cast<uintptr_t>(to) % sizeof(Lanes) == 0) {
+    _mm512_stream_ps(to, (__m512)value);
+    return;
+  }
+#endif
+  store(to, value);
+}
+
+inline void store_fence() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
 }
 
 inline Lanes all(float value) {

@@ -223,6 +223,23 @@ def test_the_batch_changes_no_bit(op: str, cpu_level: str) -> None:
     assert run(made, few).tobytes() == np.ascontiguousarray(together[:1, :FEWEST_SPLIT]).tobytes(), cpu_level
 
 
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("op", ["LinearGelu", "LinearGatedResidualBf16", "LinearInt8"])
+def test_a_large_y_is_that_of_its_parts(op: str, offset: int, cpu_level: str) -> None:
+    """From 2 MiB on y is written past the caches, but for registers that cross a cache line (offset, in floats)."""
+    given = inputs(op, (2, 130, 40, 2052))
+    of_one = {n: a[:1] if n in ("x", "modulation", "residual") else a for n, a in given.items()}
+    made = kernel(op, given)
+    memory = np.full(2 * 130 * 2052 + 32, np.nan, np.float32)
+    start = -(memory.ctypes.data // 4) % 16 + offset
+    y = memory[start : start + 2 * 130 * 2052].reshape(2, 130, 2052)
+    made.run(list(given.values()), [y], threads=2)
+    assert y[:1].tobytes() == run(made, of_one).tobytes(), cpu_level
+    assert_close(y, exact(op, given), TOLERANCE)
+    assert np.isnan(memory[:start]).all()
+    assert np.isnan(memory[start + y.size :]).all()
+
+
 def test_a_weight_in_bfloat16_is_multiplied_as_it_is(cpu_level: str) -> None:
     """Stored in fewer bits or widened beforehand: the same bits come out."""
     for tokens in (FEWEST_SPLIT - 1, 40):
