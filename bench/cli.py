@@ -76,6 +76,7 @@ def bench() -> None:
     "--runs", type=click.IntRange(0), default=5, show_default=True, help="Whole requests for the runtime's loop; 0: none."
 )
 @click.option("--limits/--no-limits", default=True, show_default=True, help="What the machine reaches at most, beside.")
+@click.option("--prepare-only", is_flag=True, help="Build what the run needs and keep it in --cache; measure nothing.")
 @_threads
 @_json
 @click.option("--html", "html_file", type=_PATH, help="Write one page with plots and pictures to this file.")
@@ -93,6 +94,7 @@ def run(
     most: int,
     runs: int,
     limits: bool,
+    prepare_only: bool,
     threads: int | None,
     json_file: Path | None,
     html_file: Path | None,
@@ -109,7 +111,7 @@ def run(
     from vitrify.bench.page import write_page
     from vitrify.bench.prepare import GivenModel
     from vitrify.bench.report import case_tables
-    from vitrify.bench.run import Plan, run_cases
+    from vitrify.bench.run import Plan, prepare_cases, run_cases
 
     if (artifact is None) != (source is None):
         raise click.UsageError(
@@ -134,6 +136,9 @@ def run(
         sample=sample.resolve(),
         limits=limits,
     )
+    if prepare_only:
+        prepare_cases(chosen, plan, given=given, progress=_report)
+        return
     found = Document.of_today(this_machine(), run_cases(chosen, plan, given=given, progress=_report))
     _print(table for case in found.run.cases for table in case_tables(case, found.run.limits))
     if json_file is not None:
