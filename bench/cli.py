@@ -176,16 +176,21 @@ def compare(base: Path, new: Path, margin: float, across_machines: bool, everyth
 @bench.command()
 @click.argument("run_file", metavar="RUN", type=_PATH)
 @click.option("--html", "html_file", type=_PATH, help="Write one page with plots and pictures to this file.")
-def report(run_file: Path, html_file: Path | None) -> None:
-    """Show the document RUN of an earlier run: as tables, and as one HTML page."""
+@click.option("--pictures", "grid_file", type=_PATH, help="Write the pictures side by side to this PNG file, a row a peer.")
+@click.option("--peer", "peers", multiple=True, help="Of the pictures side by side: rows, in this order; default: all.")
+def report(run_file: Path, html_file: Path | None, grid_file: Path | None, peers: tuple[str, ...]) -> None:
+    """Show the document RUN of an earlier run: as tables, as one HTML page, and its pictures side by side."""
     from vitrify.bench.document import read_document
     from vitrify.bench.page import write_page
+    from vitrify.bench.picture_grid import write_grid
     from vitrify.bench.report import case_tables
 
     found = read_document(run_file)
     _print(table for case in found.run.cases for table in case_tables(case, found.run.limits))
     if html_file is not None:
         write_page(html_file, found)
+    if grid_file is not None:
+        write_grid(grid_file, found.run, peers)
 
 
 @bench.command()
