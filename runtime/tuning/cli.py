@@ -50,6 +50,7 @@ def calibrate(artifact: Path, prompts: Path, steps: int | None, seed: int, kerne
 @click.argument("artifact", type=_PATH)
 @click.option("--prompts", type=_PATH, required=True, help="A text file, one prompt a line.")
 @click.option("--held-out", type=_PATH, help="Prompts to judge the result on; every fourth of --prompts if not given.")
+@click.option("--check", "check_file", type=_PATH, help="Prompts to check it on; every third of those left if not given.")
 @click.option("--min-ssim", type=float, help="The least SSIM to the uncached picture, 5th percentile over the prompts.")
 @click.option("--min-psnr", type=float, help="The least PSNR in dB, likewise; one of the two is given.")
 @click.option("--steps", type=click.IntRange(min=2), help="Denoising steps; the artifact's if not given.")
@@ -62,6 +63,7 @@ def tune(
     artifact: Path,
     prompts: Path,
     held_out: Path | None,
+    check_file: Path | None,
     min_ssim: float | None,
     min_psnr: float | None,
     steps: int | None,
@@ -71,33 +73,44 @@ def tune(
 ) -> None:
     """Search the fastest step cache of ARTIFACT whose pictures stay near the uncached ones, for `--cache tuned`.
 
-    It is searched on some prompts and judged on others. What `vitrify calibrate` measured brings in MagCache.
+    It is searched on some prompts, must keep the bound on others too, and is judged on yet others. What `vitrify calibrate`
+    measured brings in MagCache.
     """
     if (min_ssim is None) == (min_psnr is None):
         raise RequestError("give --min-ssim or --min-psnr, one of them, e.g. --min-ssim 0.95")
     bound = Bound("ssim", min_ssim) if min_ssim is not None else Bound("psnr", min_psnr or 0.0)
-    lines = read_prompts(prompts)
-    others = lines[3::4] if held_out is None else read_prompts(held_out)
-    searched = [line for line in lines if line not in set(others)]
-    if not searched or not others:
-        raise RequestError(
-            f"--prompts {prompts}: {len(lines)} prompts leave {len(searched)} to search on and {len(others)} held out; "
-            "give four or more, or more than --held-out has"
-        )
+    searched, checking, judging = _parts(prompts, check_file, held_out)
     with load(artifact, kernels=kernels, threads=threads) as pipe:
         presets = read_presets(pipe.artifact)
         count = steps or pipe.request_default("num_inference_steps")
-        searching, judging = Requests(pipe, searched, count, seed), Requests(pipe, others, count, seed + len(searched))
-        outcome = tuned(searching, judging, bound, presets.calibration, lambda line: click.echo(line, err=True))
+        search = Requests(pipe, searched, count, seed)
+        check = Requests(pipe, checking, count, seed + len(searched))
+        judge = Requests(pipe, judging, count, seed + len(searched) + len(checking))
+        outcome = tuned(search, check, judge, bound, presets.calibration, lambda line: click.echo(line, err=True))
         path = write_presets(pipe.artifact, replace(presets, tuned=Tuned(outcome.cache, count, outcome.record())))
     _report(outcome, bound)
     click.echo(f"{path}: {count} steps; use it with --cache tuned")
 
 
+def _parts(prompts: Path, check: Path | None, held_out: Path | None) -> tuple[list[str], list[str], list[str]]:
+    """(prompts to search on, to check on, to judge on), no prompt in two of them."""
+    lines = read_prompts(prompts)
+    judging = lines[3::4] if held_out is None else read_prompts(held_out, "--held-out")
+    left = [line for line in lines if line not in set(judging)]
+    checking = left[2::3] if check is None else [line for line in read_prompts(check, "--check") if line not in set(judging)]
+    searched = [line for line in left if line not in set(checking)]
+    if not searched or not checking or not judging:
+        raise RequestError(
+            f"--prompts {prompts}: {len(lines)} prompts leave {len(searched)} to search on, {len(checking)} to check on and "
+            f"{len(judging)} held out; give four or more that --check and --held-out do not have"
+        )
+    return searched, checking, judging
+
+
 def _report(outcome: Outcome, bound: Bound) -> None:
     record = outcome.record()
     click.echo(f"tuned: {outcome.cache}")
-    for name in ("searched", "held_out"):
+    for name in ("searched", "checked", "held_out"):
         part = record[name]
         figures = (f"{m.upper()} {part[f'{m}_mean']:.4f}, 5th percentile {part[f'{m}_p5']:.4f}" for m in ("ssim", "psnr"))
         click.echo(f"{name.replace('_', ' ')}: {part['requests']} prompts, {part['computed_steps']} steps; {'; '.join(figures)}")
@@ -107,6 +120,7 @@ def _report(outcome: Outcome, bound: Bound) -> None:
     )
     if not outcome.holds_elsewhere:
         click.echo(
-            f"warning: {bound.metric} {bound.least:g} holds on the prompts searched, not on those held out; search on more",
+            f"warning: {bound.metric} {bound.least:g} holds on the prompts searched and checked, not on those held out; "
+            "search on more",
             err=True,
         )

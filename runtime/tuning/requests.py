@@ -21,21 +21,24 @@ __all__ = ["Drawn", "Requests", "read_prompts"]
 _MAX_BYTES = 2**24
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The lines of a text file that are not blank, each once. Raises RequestError for a file that cannot be read or has none."""
+def read_prompts(path: Path, option: str = "--prompts") -> list[str]:
+    """The lines of a text file that are not blank, each once. option: that named it, for errors.
+
+    Raises RequestError for a file that cannot be read or has none.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
         text = data.decode("utf-8")
     except OSError as error:
-        raise RequestError(f"--prompts {path} cannot be read: {error.strerror}") from error
+        raise RequestError(f"{option} {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise RequestError(f"--prompts {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+        raise RequestError(f"{option} {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     if len(data) > _MAX_BYTES:
-        raise RequestError(f"--prompts {path}: larger than {_MAX_BYTES} bytes; give fewer prompts")
+        raise RequestError(f"{option} {path}: larger than {_MAX_BYTES} bytes; give fewer prompts")
     prompts = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if not prompts:
-        raise RequestError(f"--prompts {path}: no prompts, expected one a line")
+        raise RequestError(f"{option} {path}: no prompts, expected one a line")
     return prompts
 
 

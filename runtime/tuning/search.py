@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,12 +64,16 @@ class _Run:
 
 @dataclass(frozen=True)
 class Trial:
-    """A setting over all requests. computed: mean steps. cost: mean seconds of the engine's runs."""
+    """A setting over all requests. computed: mean steps. cost: mean seconds of the engine's runs.
+
+    checked: the same setting over the requests that check; None where it was not tried on them.
+    """
 
     cache: Cache
     quality: Quality
     computed: float
     cost: float
+    checked: Trial | None = None
 
     def record(self) -> dict[str, Any]:
         """For people, plain JSON data, rounded."""
@@ -83,22 +87,30 @@ class Trial:
 class Search:
     """Tries settings on `requests` against their uncached pictures.
 
+    check: requests on which what holds on the others must hold too. Of many settings that just keep a bound on some prompts,
+        a few do so by luck; None: there are none to check on.
     seconds: of `segment_seconds`. say: takes a line on each setting that held. tried: how many settings were.
     """
 
     def __init__(
-        self, requests: Requests, bound: Bound, seconds: Mapping[str, float], say: Callable[[str], None] = lambda _: None
+        self,
+        requests: Requests,
+        check: Requests | None,
+        bound: Bound,
+        seconds: Mapping[str, float],
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.requests = requests
         self.bound = bound
         self.seconds = seconds
         self.say = say
         self.tried = 0
+        self._check = None if check is None else Search(check, None, bound, seconds)
         self._references: dict[int, Array] = {}
         self._order = list(range(len(requests)))
 
     def best(self, calibration: Calibration | None) -> Trial | None:
-        """The cheapest setting that keeps the bound, None if none does that skips steps.
+        """The cheapest setting that keeps the bound, on what checks too; None if none does that skips steps.
 
         Those known beforehand come in the order of their cost, so that the first that holds is the cheapest of them; then
         those that decide by the first block, each given up once it costs more; then the best with ever fewer computed steps.
@@ -171,9 +183,16 @@ class Search:
     def _tried(self, cache: Cache, most: float) -> Trial | None:
         self.tried += 1
         found = self._trial(cache, most)
-        if found is not None:
-            low = found.quality.low(self.bound.metric)
-            self.say(f"holds, {found.computed:.1f} steps, {self.bound.metric} {low:.4f} (5th percentile): {cache}")
+        if found is None:
+            return None
+        said = f"{found.computed:.1f} steps, {self.bound.metric} {found.quality.low(self.bound.metric):.4f} (5th percentile)"
+        if self._check is not None:
+            found = replace(found, checked=self._check._trial(cache, math.inf))
+            if found.checked is None:
+                self.say(f"holds, {said}, but not on the prompts that check: {cache}")
+                return None
+            said += f", {found.checked.quality.low(self.bound.metric):.4f} on the prompts that check"
+        self.say(f"holds, {said}: {cache}")
         return found
 
 

@@ -1,4 +1,4 @@
-"""One tuning: searched on some requests, timed, and judged on others."""
+"""One tuning: searched on some requests, checked on others, timed, and judged on yet others."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ _TIMED_REQUESTS = 6
 class Outcome:
     """The setting that was found.
 
-    searched, held_out: over the requests of either kind. cost_ratio, wall_ratio: of an uncached loop's time, by the engine's
-    calls and by the clock. tried: settings. holds_elsewhere: whether the bound holds on the requests held out.
+    searched, checked, held_out: over the requests of each kind. cost_ratio, wall_ratio: of an uncached loop's time, by the
+    engine's calls and by the clock. tried: settings. holds_elsewhere: whether the bound holds on the requests held out.
     """
 
     cache: Cache
     bound: Bound
     searched: Trial
+    checked: Trial
     held_out: Trial
     cost_ratio: float
     wall_ratio: float
@@ -46,6 +47,7 @@ class Outcome:
         return {
             "bound": {"metric": self.bound.metric, "least_p5": self.bound.least},
             "searched": self.searched.record(),
+            "checked": self.checked.record(),
             "held_out": self.held_out.record(),
             "holds_on_held_out": self.holds_elsewhere,
             "cost_ratio": round(self.cost_ratio, 4),
@@ -56,32 +58,34 @@ class Outcome:
 
 def tune(
     requests: Requests,
+    check: Requests,
     held_out: Requests,
     bound: Bound,
     calibration: Calibration | None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
-    """The setting with the cheapest engine calls whose pictures of `requests` keep `bound`.
+    """The setting with the cheapest engine calls whose pictures of `requests`, and then of `check`, keep `bound`.
 
-    calibration: brings in MagCache. say: takes lines on how the search goes.
+    held_out: what it is judged on once it is chosen. calibration: brings in MagCache. say: takes lines on how the search goes.
     Raises RequestError when no setting keeps the bound in less than an uncached loop's time.
     """
     seconds = segment_seconds(requests)
-    search = Search(requests, bound, seconds, say)
+    search = Search(requests, check, bound, seconds, say)
     found = search.best(calibration)
-    asked = f"{bound.metric} {bound.least:g} (5th percentile of {len(requests)} prompts)"
+    asked = f"{bound.metric} {bound.least:g} (5th percentile of {len(requests)} prompts and of {len(check)} that check)"
     if found is None:
         raise RequestError(f"no setting of {search.tried} keeps {asked} and skips steps; ask for less, or search at more steps")
+    assert found.checked is not None
     wall = wall_ratio(requests, found.cache)
     if wall >= 1:
         raise RequestError(
             f"{found.cache} keeps {asked}, but its loop takes {wall:.3f} of an uncached one's time by the clock; "
             "ask for less, or use no cache"
         )
-    judge = Search(held_out, bound, seconds)
+    judge = Search(held_out, None, bound, seconds)
     others = judge.over_all(found.cache)
     whole = requests.steps * sum(seconds.values())
-    return Outcome(found.cache, bound, found, others, found.cost / whole, wall, search.tried)
+    return Outcome(found.cache, bound, found, found.checked, others, found.cost / whole, wall, search.tried)
 
 
 def wall_ratio(requests: Requests, cache: Cache) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ def toy(tmp_path: Path) -> Toy:
     return make_toy(tmp_path / "art", defaults={"num_inference_steps": STEPS})
 
 
-def quality_of(toy: Toy, cache: Cache, seed: int = 3) -> tuple[Quality, float]:
-    """Straight through the pipeline: quality over PROMPTS, mean computed steps."""
-    drawn = [toy.pipe(p, seed=seed + i, cache=cache, output_type="np") for i, p in enumerate(PROMPTS)]
-    plain = [toy.pipe(p, seed=seed + i, output_type="np").images for i, p in enumerate(PROMPTS)]
+def quality_of(toy: Toy, cache: Cache, seed: int = 3, prompts: Sequence[str] = PROMPTS) -> tuple[Quality, float]:
+    """Straight through the pipeline: quality over `prompts`, mean computed steps."""
+    drawn = [toy.pipe(p, seed=seed + i, cache=cache, output_type="np") for i, p in enumerate(prompts)]
+    plain = [toy.pipe(p, seed=seed + i, output_type="np").images for i, p in enumerate(prompts)]
     computed = float(np.mean([len(lane) for d in drawn for lane in d.cache.computed]))
     return Quality.of(np.concatenate([d.images for d in drawn]), np.concatenate(plain)), computed
 
@@ -46,7 +47,7 @@ def test_the_search_finds_what_trying_everything_finds(toy: Toy) -> None:
     everything = [(cache, *quality_of(toy, cache)) for cache, _ in known_beforehand(STEPS, TABLE)]
     for metric, least in (("psnr", 36.0), ("ssim", 0.997)):
         bound = Bound(metric, least)
-        search = Search(requests, bound, SECONDS)
+        search = Search(requests, None, bound, SECONDS)
         found = search._first(c for c, _ in sorted(known_beforehand(STEPS, TABLE), key=lambda k: search._cost(k[0], [len(k[1])])))
         costs = [request_seconds(c, [round(n)], STEPS, SECONDS) for c, q, n in everything if q.low(metric) >= least]
         assert 0 < len(costs) < len(everything) - 20  # or the bound says little
@@ -54,17 +55,42 @@ def test_the_search_finds_what_trying_everything_finds(toy: Toy) -> None:
         assert found.cost == pytest.approx(min(costs))
         quality, computed = quality_of(toy, found.cache)
         assert (found.quality.low(metric), found.computed) == (pytest.approx(quality.low(metric)), computed)
-        best = Search(requests, bound, SECONDS).best(TABLE)
+        best = Search(requests, None, bound, SECONDS).best(TABLE)
         assert best is not None
         assert best.cost <= found.cost
         assert quality_of(toy, best.cache)[0].low(metric) >= least
+
+
+def test_what_fails_the_check_is_not_chosen(toy: Toy) -> None:
+    """The cheapest that keeps the bound on the prompts searched loses it on those that check: the next one that keeps both."""
+    others, seed, bound = ["house", "red cat"], 60, Bound("psnr", 30.4)
+    requests, check = Requests(toy.pipe, PROMPTS, STEPS, 3), Requests(toy.pipe, others, STEPS, seed)
+    ordered = sorted(known_beforehand(STEPS, TABLE), key=lambda k: request_seconds(k[0], [len(k[1])], STEPS, SECONDS))
+    caches = [cache for cache, _ in ordered]
+    on_searched = [bound.holds(quality_of(toy, cache)[0]) for cache in caches]
+    on_both = [
+        held and bound.holds(quality_of(toy, cache, seed, others)[0]) for cache, held in zip(caches, on_searched, strict=True)
+    ]
+    assert on_searched.index(True) < on_both.index(True)  # or the check has nothing to refuse
+    said: list[str] = []
+    found = Search(requests, check, bound, SECONDS, said.append)._first(caches)
+    assert found is not None
+    assert found.cache == caches[on_both.index(True)]
+    assert found.checked is not None
+    assert found.checked.quality.low("psnr") == pytest.approx(quality_of(toy, found.cache, seed, others)[0].low("psnr"))
+    assert "but not on the prompts that check" in said[0]
+    assert "but not" not in said[-1]
+    best = Search(requests, check, bound, SECONDS).best(TABLE)
+    assert best is not None
+    assert best.cost <= found.cost
+    assert bound.holds(quality_of(toy, best.cache, seed, others)[0])
 
 
 def test_a_measured_decision_wins_where_it_is_cheaper(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing known beforehand is tried, the best first-block setting is that of trying each."""
     monkeypatch.setattr("vitrify.runtime.tuning.search.known_beforehand", lambda *_: [])
     requests, bound = Requests(toy.pipe, PROMPTS, STEPS, 3), Bound("ssim", 0.9)
-    found = Search(requests, bound, SECONDS).best(None)
+    found = Search(requests, None, bound, SECONDS).best(None)
     costs = []
     for cache in measured():
         quality, computed = quality_of(toy, cache)
@@ -147,9 +173,9 @@ def test_the_command_writes_what_tuned_runs(toy: Toy, prompts: str, monkeypatch:
     record = presets.tuned.record
     assert f"tuned: {presets.tuned.cache}" in result.stdout
     assert f"{presets_path(toy.artifact.root)}: 10 steps" in result.stdout
-    # Every fourth is held out, and drawn from seeds of its own.
-    searched = ["red apple", "big cat", "house", "dog", "cat", "tree"]
-    for part, texts, seed in (("searched", searched, 3), ("held_out", ["small green tree", "big red house"], 9)):
+    # Every fourth is held out, every third of the others checks; each is drawn from a seed of its own.
+    searched, checked, held_out = ["red apple", "big cat", "dog", "cat"], ["house", "tree"], ["small green tree", "big red house"]
+    for part, texts, seed in (("searched", searched, 3), ("checked", checked, 7), ("held_out", held_out, 9)):
         found = [
             Quality.of(
                 toy.pipe(text, seed=seed + i, cache="tuned", output_type="np").images,
@@ -162,18 +188,28 @@ def test_the_command_writes_what_tuned_runs(toy: Toy, prompts: str, monkeypatch:
         assert record[part]["psnr_p5"] == pytest.approx(quality.low("psnr"), abs=1e-4)
         assert record[part]["ssim_mean"] == pytest.approx(quality.mean("ssim"), abs=1e-4)
     assert record["searched"]["psnr_p5"] >= 36
+    assert record["checked"]["psnr_p5"] >= 36
     assert record["holds_on_held_out"] is (record["held_out"]["psnr_p5"] >= 36)
-    assert ("holds on the prompts searched, not on those held out" in result.stderr) is not record["holds_on_held_out"]
+    assert ("holds on the prompts searched and checked, not on those held out" in result.stderr) is not record[
+        "holds_on_held_out"
+    ]
     assert record["bound"] == {"metric": "psnr", "least_p5": 36.0}
 
 
-def test_other_prompts_may_be_held_out(toy: Toy, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "others.txt"
-    file.write_text("green house\ndog\n")
-    assert run(toy, monkeypatch, "--prompts", prompts, "--held-out", str(file), "--min-ssim", "0.5").exit_code == 0
-    tuned = read_presets(toy.artifact).tuned
-    assert tuned is not None
-    assert (tuned.record["searched"]["requests"], tuned.record["held_out"]["requests"]) == (7, 2)  # "dog" is not searched on
+def test_other_prompts_may_check_and_be_held_out(toy: Toy, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held_out, check = tmp_path / "others.txt", tmp_path / "check.txt"
+    held_out.write_text("green house\ndog\n")
+    words = ("--prompts", prompts, "--held-out", str(held_out), "--min-ssim", "0.5")
+
+    def counted(*more: str) -> list[int]:
+        assert run(toy, monkeypatch, *words, *more).exit_code == 0
+        tuned = read_presets(toy.artifact).tuned
+        assert tuned is not None
+        return [tuned.record[part]["requests"] for part in ("searched", "checked", "held_out")]
+
+    assert counted() == [5, 2, 2]  # "dog" is not searched on
+    check.write_text("dog\nbig cat\ngreen cat\n")
+    assert counted("--check", str(check)) == [6, 2, 2]  # nor is "big cat" now; "dog" is held out and does not check
 
 
 @pytest.mark.parametrize(
@@ -184,7 +220,7 @@ def test_other_prompts_may_be_held_out(toy: Toy, prompts: str, tmp_path: Path, m
         (("--min-ssim", "1.5"), SpecError, "the least ssim is 1.5, expected a number above 0 and at most 1"),
         (("--min-psnr", "0"), SpecError, "the least psnr is 0.0, expected a number above 0 and at most 60"),
         (("--min-psnr", "nan"), SpecError, "the least psnr is nan"),
-        (("--min-psnr", "59.9"), RequestError, r"no setting of \d+ keeps psnr 59.9 \(5th percentile of 6 prompts\)"),
+        (("--min-psnr", "59.9"), RequestError, r"no setting of \d+ keeps psnr 59.9 \(5th percentile of 4 prompts and of 2 that"),
     ],
 )
 def test_what_cannot_be_tuned(
@@ -198,9 +234,9 @@ def test_what_cannot_be_tuned(
 def test_too_few_prompts(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("cat\ndog\ntree\n")
-    with pytest.raises(RequestError, match="3 prompts leave 3 to search on and 0 held out; give four or more"):
+    with pytest.raises(RequestError, match="3 prompts leave 2 to search on, 1 to check on and 0 held out; give four or more"):
         run(toy, monkeypatch, "--prompts", str(file), "--min-ssim", "0.9")
-    with pytest.raises(RequestError, match="3 prompts leave 0 to search on and 3 held out"):
+    with pytest.raises(RequestError, match="3 prompts leave 0 to search on, 0 to check on and 3 held out"):
         run(toy, monkeypatch, "--prompts", str(file), "--held-out", str(file), "--min-ssim", "0.9")
 
 
