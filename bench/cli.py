@@ -76,6 +76,7 @@ def bench() -> None:
     "--runs", type=click.IntRange(0), default=5, show_default=True, help="Whole requests for the runtime's loop; 0: none."
 )
 @click.option("--limits/--no-limits", default=True, show_default=True, help="What the machine reaches at most, beside.")
+@click.option("--prepare-only", is_flag=True, help="Build what the run needs and keep it in --cache; measure nothing.")
 @_threads
 @_json
 @click.option("--html", "html_file", type=_PATH, help="Write one page with plots and pictures to this file.")
@@ -93,6 +94,7 @@ def run(
     most: int,
     runs: int,
     limits: bool,
+    prepare_only: bool,
     threads: int | None,
     json_file: Path | None,
     html_file: Path | None,
@@ -109,7 +111,7 @@ def run(
     from vitrify.bench.page import write_page
     from vitrify.bench.prepare import GivenModel
     from vitrify.bench.report import case_tables
-    from vitrify.bench.run import Plan, run_cases
+    from vitrify.bench.run import Plan, prepare_cases, run_cases
 
     if (artifact is None) != (source is None):
         raise click.UsageError(
@@ -134,6 +136,9 @@ def run(
         sample=sample.resolve(),
         limits=limits,
     )
+    if prepare_only:
+        prepare_cases(chosen, plan, given=given, progress=_report)
+        return
     found = Document.of_today(this_machine(), run_cases(chosen, plan, given=given, progress=_report))
     _print(table for case in found.run.cases for table in case_tables(case, found.run.limits))
     if json_file is not None:
@@ -171,16 +176,21 @@ def compare(base: Path, new: Path, margin: float, across_machines: bool, everyth
 @bench.command()
 @click.argument("run_file", metavar="RUN", type=_PATH)
 @click.option("--html", "html_file", type=_PATH, help="Write one page with plots and pictures to this file.")
-def report(run_file: Path, html_file: Path | None) -> None:
-    """Show the document RUN of an earlier run: as tables, and as one HTML page."""
+@click.option("--pictures", "grid_file", type=_PATH, help="Write the pictures side by side to this PNG file, a row a peer.")
+@click.option("--peer", "peers", multiple=True, help="Of the pictures side by side: rows, in this order; default: all.")
+def report(run_file: Path, html_file: Path | None, grid_file: Path | None, peers: tuple[str, ...]) -> None:
+    """Show the document RUN of an earlier run: as tables, as one HTML page, and its pictures side by side."""
     from vitrify.bench.document import read_document
     from vitrify.bench.page import write_page
+    from vitrify.bench.picture_grid import write_grid
     from vitrify.bench.report import case_tables
 
     found = read_document(run_file)
     _print(table for case in found.run.cases for table in case_tables(case, found.run.limits))
     if html_file is not None:
         write_page(html_file, found)
+    if grid_file is not None:
+        write_grid(grid_file, found.run, peers)
 
 
 @bench.command()

@@ -19,7 +19,7 @@ from vitrify.bench.prepare import GivenModel, Prepared, prepare
 from vitrify.bench.results import CaseResult, RunResult
 from vitrify.bench.run_case import measure_case
 
-__all__ = ["Plan", "run_cases"]
+__all__ = ["Plan", "prepare_cases", "run_cases"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,20 @@ def run_cases(
     return RunResult(plan.threads, limits, tuple(results))
 
 
+def prepare_cases(
+    cases: Sequence[Case], plan: Plan, *, given: GivenModel | None = None, progress: Callable[[str], None] = lambda _: None
+) -> None:
+    """Build all that `run_cases` would build, and measure nothing: what takes long need not run on a quiet machine."""
+    for one in cases:
+        progress(f"{one.name}: prepare")
+        _prepared(one, peer_specs(one.kind, plan.peers, plan.caches), plan, given)
+
+
+def _prepared(one: Case, specs: Mapping[str, PeerSpec], plan: Plan, given: GivenModel | None) -> Prepared:
+    builds = [kind for spec in specs.values() if absence(spec) is None for kind in spec.builds]
+    return prepare(one, plan.cache, plan.sample, builds=builds, threads=plan.threads, given=given)
+
+
 def _say(progress: Callable[[str], None], name: str, text: str) -> None:
     progress(f"{name}: {text}")
 
@@ -75,8 +89,7 @@ def _run_case(
         progress(f"without {name}: {why}")
     present = {name: spec for name, spec in specs.items() if name not in absent}
     progress("prepare")
-    builds = [kind for spec in present.values() for kind in spec.builds]
-    prepared = prepare(one, plan.cache, plan.sample, builds=builds, threads=plan.threads, given=given)
+    prepared = _prepared(one, present, plan, given)
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="run-", dir=plan.cache)))
         clients = {}

@@ -260,7 +260,8 @@ class PrecisionSpec:
 
     name: the precision asked for. layers: weight, or module of an attention → what it computes in: where the bound asks for it,
         the worst ones stay one above, in bf16 for int8, in fp32 for bf16. An attention is in bf16 or fp32.
-    error: of the component's outputs against eager PyTorch in float32, ‖a − b‖₂ / ‖b‖₂ rounded up to two digits;
+    error: that 95 of 100 of the component's outputs keep against eager PyTorch in float32, ‖a − b‖₂ / ‖b‖₂ of each, rounded up
+        to two digits;
     bound: the error allowed. measured_on: what the inputs were, "calibration prompts" or "random inputs".
     """
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -52,7 +53,8 @@ def recorded_calls(
     prompts: Sequence[str],
     defaults: Mapping[str, Any],
 ) -> dict[str, Runs]:
-    """The components' calls while the source's own diffusers pipeline draws the prompts, in float32, six steps each.
+    """The components' calls while the source's own diffusers pipeline draws the prompts, in float32, six steps each, from the
+    first to the last noise level of a request with `defaults`.
 
     It takes the memory that diffusers takes for the whole pipeline in float32. defaults: of a request, as the artifact will
     carry them. Raises CompileError if diffusers cannot load or run the source.
@@ -69,7 +71,7 @@ def recorded_calls(
             calls = {recipe.name: _Calls(modules[recipe.name].get_submodule(recipe.called)) for recipe in components}
             known = inspect.signature(type(pipe).__call__).parameters
             asked = {name: value for name, value in defaults.items() if name in known}
-            asked["num_inference_steps"] = min(_STEPS, int(asked.get("num_inference_steps", _STEPS)))
+            asked |= _steps(int(asked.get("num_inference_steps", _STEPS)), known)
             with contextlib.ExitStack() as hooks:
                 for call in calls.values():
                     hook = call.called.register_forward_pre_hook(_record(call.made), with_kwargs=True)
@@ -83,6 +85,14 @@ def recorded_calls(
             "mend the source, or export bf16, which needs no calibration"
         ) from error
     return {name: Runs(modules[name], call.again) for name, call in calls.items()}
+
+
+def _steps(usual: int, known: Collection[str]) -> dict[str, Any]:
+    """Arguments for `_STEPS` steps from the first to the last noise level of `usual` steps: a layer's error hangs on the level,
+    and is largest at the last, which a request of few steps would not reach. known: the pipeline's parameters."""
+    count = min(_STEPS, usual)
+    levels = {"sigmas": np.linspace(1.0, 1 / usual, count).tolist()} if usual > count and "sigmas" in known else {}
+    return {"num_inference_steps": count, **levels}
 
 
 @contextlib.contextmanager

@@ -1,5 +1,5 @@
 """What `compare` is for, in real processes on the sample: ten unchanged runs pass; a slower op, a lost cache hit and a changed
-picture each fail, ten times of ten. Leave the machine alone meanwhile."""
+picture each fail, ten times of ten. Leave the machine alone meanwhile; `-k` with some of the numbers takes a slice of it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class OtherPicture(OurPictures):
         return picture
 """
 
-STEP = replace(CASES["sample"], name="step")
+STEP = replace(CASES["sample"], name="step", model="sample")
 PICTURES = replace(CASES["sample-pictures"], name="pictures", steps=12, prompts=("red apple", "rocket"))
 
 
@@ -115,33 +115,44 @@ def failed(base: Document, new: Document) -> list[Verdict]:
     return [verdict for verdict in compare(base, new) if not verdict.passed]
 
 
+@pytest.fixture(scope="module")
+def step_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bench, Document]]:
+    """And the base run, whichever of the ten come after it."""
+    with opened(STEP, tmp_path_factory.mktemp("step")) as bench:
+        yield bench, bench.run(peer_specs("step", ())[OURS])
+
+
+@pytest.fixture(scope="module")
+def picture_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bench, Document]]:
+    with opened(PICTURES, tmp_path_factory.mktemp("pictures")) as bench:
+        yield bench, bench.run(peer_specs("picture", ())[OURS], cached_peer(MASK))
+
+
 @pytest.mark.usefixtures("changed_peers")
-def test_a_step_a_tenth_slower_fails_and_the_same_step_passes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", range(TIMES))
+def test_a_step_a_tenth_slower_fails_and_the_same_step_passes(step_bench: tuple[Bench, Document], number: int) -> None:  # noqa: ARG001
+    bench, base = step_bench
     ours = peer_specs("step", ())[OURS]
-    slow = replace(ours, factory="changed_peers:SlowOp")
-    with opened(STEP, tmp_path) as bench:
-        base = bench.run(ours)
-        for number in range(TIMES):
-            assert failed(base, bench.run(ours)) == [], f"unchanged run {number}"
-            found = failed(base, bench.run(slow))
-            assert [verdict.gate for verdict in found] == ["time"], f"slowed run {number}"
+    assert failed(base, bench.run(ours)) == []
+    found = failed(base, bench.run(replace(ours, factory="changed_peers:SlowOp")))
+    assert [verdict.gate for verdict in found] == ["time"]
 
 
 @pytest.mark.usefixtures("changed_peers")
-def test_a_lost_cache_hit_and_a_changed_picture_fail_and_the_same_pictures_pass(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", range(TIMES))
+def test_a_lost_cache_hit_and_a_changed_picture_fail_and_the_same_pictures_pass(
+    picture_bench: tuple[Bench, Document],
+    number: int,  # noqa: ARG001
+) -> None:
+    bench, base = picture_bench
     ours = peer_specs("picture", ())[OURS]
     cached = cached_peer(MASK)
     recomputing = replace(cached_peer(MASK_WITHOUT_A_HIT), name=cached.name)
     redrawn = replace(ours, factory="changed_peers:OtherPicture", tolerance=0.1)
-    with opened(PICTURES, tmp_path) as bench:
-        base = bench.run(ours, cached)
-        for number in range(TIMES):
-            assert failed(base, bench.run(ours, cached)) == [], f"unchanged run {number}"
-            lost = failed(base, bench.run(ours, recomputing))
-            assert f"{cached.name}: computed steps" in {verdict.what for verdict in lost if verdict.gate == "count"}, (
-                f"run {number}"
-            )
-            other = failed(base, bench.run(redrawn, cached))
-            assert {verdict.what for verdict in other if verdict.gate == "picture"} == {
-                f"{OURS}, picture {index + 1}" for index in range(len(PICTURES.prompts))
-            }, f"redrawn run {number}"
+    assert failed(base, bench.run(ours, cached)) == []
+    lost = failed(base, bench.run(ours, recomputing))
+    assert f"{cached.name}: computed steps" in {verdict.what for verdict in lost if verdict.gate == "count"}
+    other = failed(base, bench.run(redrawn, cached))
+    assert {verdict.what for verdict in other if verdict.gate == "picture"} == {
+        f"{OURS}, picture {index + 1}" for index in range(len(PICTURES.prompts))
+    }

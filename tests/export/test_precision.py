@@ -27,6 +27,7 @@ from vitrify.engine.source_record import source_of
 from vitrify.engine.specs import ComponentSpec, PrecisionSpec
 from vitrify.export import compile as compile_module
 from vitrify.export import lowering
+from vitrify.export.calibration import _steps
 from vitrify.export.compile import compile_pipeline, plan_pipeline
 from vitrify.export.lowering import layers_of
 from vitrify.export.options import ExportOptions, parse_precision
@@ -80,6 +81,30 @@ def test_a_layer_is_rounded_inside_the_block_alone() -> None:
         assert torch.allclose(lower.double(), by_hand, rtol=1e-5, atol=1e-6)
         assert not torch.equal(lower, exact)
         assert torch.equal(module(x), exact)
+
+
+@pytest.mark.parametrize(("poor", "kept"), [(1, True), (2, False)])
+def test_the_error_is_that_which_95_of_100_outputs_keep(poor: int, kept: bool) -> None:
+    """Of twenty outputs; in a poor one two large numbers cancel, which bfloat16 cannot bear."""
+    layer = nn.Sequential(nn.Linear(16, 16, bias=False))
+    layer[0].weight.data[:, 1] = -layer[0].weight.data[:, 2]
+    inputs = [torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(n)) for n in range(20)]
+    for x in inputs[:poor]:
+        x[..., 1:3] += 3000.0
+    with torch.no_grad():
+        runs = Runs(layer, lambda: (layer(x) for x in inputs))
+        exact = list(runs.outputs())
+        error = output_error(runs, {"0.weight": "bf16"}, exact)
+        assert output_error(runs, {}, exact) == 0
+    assert (0.001 < error < 0.01) if kept else error > 1
+
+
+def test_calibration_reaches_the_last_noise_level_of_a_request() -> None:
+    given = _steps(20, {"sigmas"})
+    assert given["num_inference_steps"] == len(given["sigmas"]) == 6
+    assert (given["sigmas"][0], given["sigmas"][-1]) == (1.0, 0.05)
+    assert _steps(20, {}) == {"num_inference_steps": 6}
+    assert _steps(4, {"sigmas"}) == {"num_inference_steps": 4}
 
 
 # ---- the choice
