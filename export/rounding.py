@@ -121,7 +121,7 @@ def output_error(runs: Runs, layers: Mapping[str, str], exact: Sequence[torch.Te
     """
     with rounded(runs.module, layers, runs.prefix):
         errors = [_relative(a.double(), b.double()) for a, b in zip(runs.outputs(), exact, strict=True)]
-    return float(np.quantile(errors, _KEPT, method="higher"))
+    return float(np.quantile(errors, _KEPT, method="inverted_cdf"))
 
 
 def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
