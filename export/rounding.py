@@ -117,7 +117,7 @@ def output_error(runs: Runs, layers: Mapping[str, str]) -> float:
     exact = [output.double() for output in runs.outputs()]
     with rounded(runs.module, layers, runs.prefix):
         errors = [_relative(a.double(), b) for a, b in zip(runs.outputs(), exact, strict=True)]
-    return float(np.quantile(errors, _KEPT, method="higher"))
+    return float(np.quantile(errors, _KEPT, method="inverted_cdf"))
 
 
 def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
