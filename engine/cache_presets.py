@@ -84,7 +84,7 @@ def named_cache(
     except (RequestError, SpecError) as error:
         raise RequestError(f"cache {name!r}: {error}") from error
     except (TypeError, ValueError):
-        raise RequestError(f"cache {name!r} cannot be read; forms: {', '.join(_FORMS)}") from None
+        raise RequestError(f"cache {name!r} cannot be read; forms: {'; '.join(_FORMS)}") from None
 
 
 _FORMS = (
@@ -92,7 +92,7 @@ _FORMS = (
     "first-block[:threshold]",
     "taylorseer[:interval[:warmup]]",
     "interval[:interval[:warmup]]",
-    "mask:preset, share of the steps, or 1s and 0s",
+    "mask:preset or mask:share of the steps or mask:1s and 0s",
     "fast",
     "careful",
     "magcache[:threshold]",
@@ -116,11 +116,11 @@ def _measured(word: str, arguments: Sequence[str], artifact: Artifact | None, st
     if arguments:
         raise ValueError(arguments)
     if presets.tuned is None:
-        raise RequestError(f"nothing was tuned yet; run `vitrify tune {artifact.root} --prompts FILE` first")
+        raise RequestError(f"nothing was tuned yet; run `vitrify tune {artifact.root} --prompts FILE --min-ssim 0.95` first")
     if steps is not None and steps != presets.tuned.steps:
         raise RequestError(
             f"it was tuned on requests of {presets.tuned.steps} steps, this one has {steps}; ask for {presets.tuned.steps}, "
-            f"or run `vitrify tune {artifact.root} --prompts FILE --steps {steps}`"
+            f"or run `vitrify tune {artifact.root} --prompts FILE --min-ssim 0.95 --steps {steps}`"
         )
     return presets.tuned.cache
 

@@ -51,7 +51,7 @@ def calibrate(artifact: Path, prompts: Path, steps: int | None, seed: int, kerne
 @click.argument("artifact", type=_PATH)
 @click.option("--prompts", type=_PATH, required=True, help="A text file, one prompt a line.")
 @click.option("--held-out", type=_PATH, help="Prompts to judge the result on; every fourth of --prompts if not given.")
-@click.option("--check", "check_file", type=_PATH, help="Prompts to check it on; every third of those left if not given.")
+@click.option("--check", "check_file", type=_PATH, help="Prompts to check it on; every second of those left if not given.")
 @click.option("--min-ssim", type=float, help="The least SSIM to the uncached picture, 5th percentile over the prompts.")
 @click.option("--min-psnr", type=float, help="The least PSNR in dB, likewise; one of the two is given.")
 @click.option("--steps", type=click.IntRange(min=2), help="Denoising steps; the artifact's if not given.")
@@ -74,8 +74,8 @@ def tune(
 ) -> None:
     """Search the fastest step cache of ARTIFACT whose pictures stay near the uncached ones, for `--cache tuned`.
 
-    It is searched on some prompts, must keep the bound on others too, and is judged on yet others. What `vitrify calibrate`
-    measured brings in MagCache.
+    It is searched on some prompts, must keep the bound on every one of others, and is judged on yet others. What
+    `vitrify calibrate` measured brings in MagCache.
     """
     if (min_ssim is None) == (min_psnr is None):
         raise RequestError("give --min-ssim or --min-psnr, one of them, e.g. --min-ssim 0.95")
@@ -100,7 +100,7 @@ def _parts(prompts: Path, check: Path | None, held_out: Path | None) -> tuple[li
     lines = read_prompts(prompts)
     judging = lines[3::4] if held_out is None else read_prompts(held_out, "--held-out")
     left = [line for line in lines if line not in set(judging)]
-    checking = left[2::3] if check is None else [line for line in read_prompts(check, "--check") if line not in set(judging)]
+    checking = left[1::2] if check is None else [line for line in read_prompts(check, "--check") if line not in set(judging)]
     searched = [line for line in left if line not in set(checking)]
     if not searched or not checking or not judging:
         raise RequestError(
@@ -115,7 +115,10 @@ def _report(outcome: Outcome, bound: Bound) -> None:
     click.echo(f"tuned: {outcome.cache}")
     for name in ("searched", "checked", "held_out"):
         part = record[name]
-        figures = (f"{m.upper()} {part[f'{m}_mean']:.4f}, 5th percentile {part[f'{m}_p5']:.4f}" for m in ("ssim", "psnr"))
+        figures = [
+            f"{m.upper()} {part[f'{m}_mean']:.4f}, 5th percentile {part[f'{m}_p5']:.4f}, worst {part[f'{m}_worst']:.4f}"
+            for m in ("ssim", "psnr")
+        ]
         click.echo(f"{name.replace('_', ' ')}: {part['requests']} prompts, {part['computed_steps']} steps; {'; '.join(figures)}")
     click.echo(
         f"time of the loop: {record['wall_ratio']:.3f} of an uncached one by the clock, {record['cost_ratio']:.3f} by the "

@@ -65,6 +65,10 @@ class Quality:
         """The 5th percentile over the pairs, interpolated linearly."""
         return float(np.percentile(self.values(metric), _LOW_PERCENTILE))
 
+    def worst(self, metric: str) -> float:
+        """The least of the pairs."""
+        return float(np.min(self.values(metric)))
+
 
 def compare(picture: Array, reference: Array) -> tuple[float, float]:
     """(PSNR, SSIM) of two pictures [height, width, 3], float from 0 to 1 or uint8, inside the union of their contents' boxes.

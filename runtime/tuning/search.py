@@ -26,10 +26,14 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Bound:
-    """The least that the 5th percentile of a metric may be. metric: "psnr" (dB) or "ssim"."""
+    """The least that the 5th percentile of a metric may be. metric: "psnr" (dB) or "ssim".
+
+    every: it is the least of every picture.
+    """
 
     metric: str
     least: float
+    every: bool = False
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -40,14 +44,15 @@ class Bound:
 
     def holds(self, quality: Quality) -> bool:
         """Whether these pictures keep it."""
-        return quality.low(self.metric) >= self.least
+        return (quality.worst(self.metric) if self.every else quality.low(self.metric)) >= self.least
 
     def lost(self, values: Sequence[float], total: int) -> bool:
         """Whether `values`, of the first of `total` pictures, leave no way to keep it.
 
         The percentile lies between the order statistics around 0.05 · (total − 1): once both are below, it is.
         """
-        return sum(value < self.least for value in values) > math.ceil(0.05 * (total - 1))
+        below = sum(value < self.least for value in values)
+        return below > (0 if self.every else math.ceil(0.05 * (total - 1)))
 
 
 @dataclass(frozen=True)
@@ -78,18 +83,16 @@ class Trial:
 
     def record(self) -> dict[str, Any]:
         """For people, plain JSON data, rounded."""
-        metrics = {f"{m}_{kind}": round(value, 4) for m in METRICS for kind, value in self._figures(m)}
+        figures = {"mean": self.quality.mean, "p5": self.quality.low, "worst": self.quality.worst}
+        metrics = {f"{m}_{kind}": round(of(m), 4) for m in METRICS for kind, of in figures.items()}
         return {**metrics, "requests": len(self.quality.psnr), "computed_steps": round(self.computed, 2)}
-
-    def _figures(self, metric: str) -> tuple[tuple[str, float], ...]:
-        return ("mean", self.quality.mean(metric)), ("p5", self.quality.low(metric))
 
 
 class Search:
     """Tries settings on `requests` against their uncached pictures.
 
-    check: requests on which what holds on the others must hold too. Of many settings that just keep a bound on some prompts,
-        a few do so by luck; None: there are none to check on.
+    check: requests every one of which must keep the bound, once the 5th percentile of the others does. Of many settings that
+        just keep a bound on a few prompts, some do so by luck; None: there are none to check on.
     seconds: of `segment_seconds`. say: takes a line on each setting that held. tried: how many settings were.
     """
 
@@ -106,12 +109,12 @@ class Search:
         self.seconds = seconds
         self.say = say
         self.tried = 0
-        self._check = None if check is None else Search(check, None, bound, seconds)
+        self._check = None if check is None else Search(check, None, replace(bound, every=True), seconds)
         self._references: dict[int, Array] = {}
         self._order = list(range(len(requests)))
 
     def best(self, calibration: Calibration | None) -> Trial | None:
-        """The cheapest setting that keeps the bound, on what checks too; None if none does that skips steps.
+        """The cheapest setting that keeps the bound and passes the check, None if none does that skips steps.
 
         Those known beforehand come in the order of their cost, so that the first that holds is the cheapest of them; then
         those that decide by the first block, each given up once it costs more; then the best with ever fewer computed steps.
@@ -199,7 +202,7 @@ class Search:
             if found.checked is None:
                 self.say(f"holds, {said}, but not on the prompts that check: {cache}")
                 return None
-            said += f", {found.checked.quality.low(self.bound.metric):.4f} on the prompts that check"
+            said += f", {found.checked.quality.worst(self.bound.metric):.4f} the worst that checks"
         self.say(f"holds, {said}: {cache}")
         return found
 

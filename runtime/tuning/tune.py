@@ -64,7 +64,7 @@ def tune(
     calibration: Calibration | None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
-    """The setting with the cheapest engine calls whose pictures of `requests`, and then of `check`, keep `bound`.
+    """The setting with the cheapest engine calls whose pictures of `requests` keep `bound`, and each of those of `check` too.
 
     held_out: what it is judged on once it is chosen. calibration: brings in MagCache. say: takes lines on how the search goes.
     Raises RequestError when no setting keeps the bound in less than an uncached loop's time.
@@ -72,7 +72,7 @@ def tune(
     seconds = segment_seconds(requests)
     search = Search(requests, check, bound, seconds, say)
     found = search.best(calibration)
-    asked = f"{bound.metric} {bound.least:g} (5th percentile of {len(requests)} prompts and of {len(check)} that check)"
+    asked = f"{bound.metric} {bound.least:g} (5th percentile of {len(requests)} prompts, every one of {len(check)} that check)"
     if found is None:
         raise RequestError(f"no setting of {search.tried} keeps {asked} and skips steps; ask for less, or search at more steps")
     assert found.checked is not None

@@ -115,7 +115,7 @@ def test_tuned_serves_its_own_number_of_steps(toy: Toy) -> None:
 @pytest.mark.parametrize("name", ["magcache:x", "magcache:0.1:2", "tuned:1"])
 def test_names_that_cannot_be_read(toy: Toy, name: str) -> None:
     write_presets(toy.artifact, Presets(Calibration((1.0, 1.0), 1), Tuned(Cache(Interval(3, 3)), 3)))
-    with pytest.raises(RequestError, match=r"cannot be read; forms: .*magcache\[:threshold\], tuned"):
+    with pytest.raises(RequestError, match=r"cannot be read; forms: .*magcache\[:threshold\]; tuned"):
         toy.pipe("cat", cache=name)
 
 
