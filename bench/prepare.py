@@ -122,7 +122,7 @@ def _compile(one: Case, source: Path, folder: Path, precision: str = "fp32") -> 
         max_sequence_length=Range(one.text_tokens, one.text_tokens, one.text_tokens),
         defaults=one.defaults,
         precision=parse_precision(precision),
-        calibration_prompts=_CALIBRATION,
+        calibration_prompts=_CALIBRATION if precision == "int8" else (),
     )
     folder.mkdir()
     compile_pipeline(source, folder / "artifact", options)
