@@ -324,7 +324,7 @@ def skips(case: str, rounds: int, threads: int | None, json_file: Path | None, c
 def caches(artifact: Path, names: Path, out: Path, stage: str | None, cache: Path) -> None:
     """Study step caches on the sample's ARTIFACT: quality and time of each setting, beside fewer plain steps.
 
-    Takes forty minutes; broken off, it goes on where it was. The stage `time` wants the machine for itself.
+    Takes one to two hours; broken off, it goes on where it was. The stage `time` wants the machine for itself.
     """
     from vitrify.bench.cache_plots import as_json, grid, plot, table
     from vitrify.bench.cache_settings import STEPS
