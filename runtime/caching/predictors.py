@@ -20,11 +20,11 @@ from vitrify.engine.errors import SpecError
 from vitrify.runtime.caching import compat
 from vitrify.runtime.caching.state import DenoisingCacheState, allocate
 
-__all__ = ["landing", "miss", "predict", "record"]
+__all__ = ["add_predicted", "landing", "miss", "predict", "record"]
 
 Array = npt.NDArray[Any]
 
-_BLOCK = 32_768
+_BLOCK = 65_536
 """Values extrapolated at a time, so that what several operations read and write of them stays in a core's cache."""
 
 
@@ -73,6 +73,17 @@ def predict(state: DenoisingCacheState) -> Array:
     return prediction
 
 
+def add_predicted(state: DenoisingCacheState, base: Array, out: Array) -> None:
+    """out = base + what `predict` gives, to the last bit, without writing that down: memory is what a skipped step waits for.
+
+    base, out: [B, S, width] float32, like what the predictor holds, and not the same memory.
+    """
+    if state.policy is None or not isinstance(state.policy.predictor, Taylor) or state.policy.compat == "max":
+        np.add(base, predict(state), out=out)
+    else:
+        _extrapolated(state, base, out)
+
+
 def miss(state: DenoisingCacheState, step: int) -> None:
     """Count the skipped `step` in what the next computed one is to correct."""
     progress = state.progress
@@ -116,20 +127,24 @@ def _difference(state: DenoisingCacheState, value: Array) -> None:
         np.copyto(factors[0], value, casting="same_kind")
 
 
-def _extrapolated(state: DenoisingCacheState) -> Array:
-    factors, positions, out = state.factors, state.progress.positions, landing(state)
+def _extrapolated(state: DenoisingCacheState, base: Array | None = None, into: Array | None = None) -> Array:
+    """The polynomial, in `into` or where the next value may be written; on top of `base` where there is one."""
+    factors, positions = state.factors, state.progress.positions
+    out = landing(state) if into is None else into
     order = min(len(positions), len(factors)) - 1
-    ahead = state.progress.position - positions[0]
     if order < 1:
-        return factors[0]
-    flat = [array.reshape(-1) for array in (out, *factors[: order + 1])]
+        return factors[0] if base is None else np.add(base, factors[0], out=out)
+    ahead = state.progress.position - positions[0]
+    flat = [array.reshape(-1) for array in (out, *factors[: order + 1], *([] if base is None else [base]))]
     for start in range(0, out.size, _BLOCK):
-        into, *terms = (array[start : start + _BLOCK] for array in flat)
+        block, *terms = (array[start : start + _BLOCK] for array in flat)
         if order == 1:
-            np.multiply(terms[1], np.float32(ahead), out=into)
+            np.multiply(terms[1], np.float32(ahead), out=block)
         else:
-            np.multiply(terms[2], np.float32(ahead + positions[0] - positions[1]), out=into)
-            into += terms[1]
-            into *= np.float32(ahead)
-        into += terms[0]
+            np.multiply(terms[2], np.float32(ahead + positions[0] - positions[1]), out=block)
+            block += terms[1]
+            block *= np.float32(ahead)
+        block += terms[0]
+        if base is not None:
+            block += terms[-1]
     return out

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrify.engine.errors import SpecError
-from vitrify.runtime.caching.predictors import landing, predict, record
+from vitrify.runtime.caching.predictors import add_predicted, landing, record
 from vitrify.runtime.caching.step import probed
 
 if TYPE_CHECKING:
@@ -53,15 +53,25 @@ def computed(state: DenoisingCacheState, plan: DenoiserPlan, index: int, probe: 
         plan.run("finish")
         return plan.noise_pred
 
-    def finish(remaining: Array) -> Array:
+    def finish(_remaining: Array) -> Array:
         # A computed step finishes what `rest` gave: first + (last − first) would round it.
-        if not state.computed:
-            np.add(hidden.first, remaining, out=hidden.last)
         plan.run("finish")
         return plan.noise_pred
 
+    def finish_predicted() -> Array:
+        add_predicted(state, hidden.first, hidden.last)
+        plan.run("finish")
+        return plan.noise_pred
+
+    held = state.of == "residual"
     return probed(
-        state, state.candidate, compute, finish if state.of == "residual" else None, state.residual_threshold, sums=sums
+        state,
+        state.candidate,
+        compute,
+        finish if held else None,
+        state.residual_threshold,
+        finish_predicted=finish_predicted if held else None,
+        sums=sums,
     )
 
 
@@ -69,6 +79,6 @@ def skipped(state: DenoisingCacheState, plan: DenoiserPlan, index: int) -> Array
     """`run_skipped` of a compiled pipeline: the held residual of all blocks on this step's own embedding."""
     plan.select(index)
     plan.run("embed")
-    np.add(plan.hidden.embedded, predict(state), out=plan.hidden.last)
+    add_predicted(state, plan.hidden.embedded, plan.hidden.last)
     plan.run("finish")
     return plan.noise_pred

@@ -59,12 +59,14 @@ def probed(
     finish: Callable[[Array], Array] | None,
     threshold: float,
     *,
+    finish_predicted: Callable[[], Array] | None = None,
     sums: Array | None = None,
 ) -> tuple[Array, Array]:
     """The first-block decision inside `run_transformer`: (reference, noise_pred).
 
     residual: [B, S, D], block 0's output − input. compute: gives the remaining blocks' residual with `finish`, else noise_pred.
-    finish: remaining residual → noise_pred. sums: Σ|r − r_ref| and Σ|r_ref| of each row, [B, 2], where a graph has measured them.
+    finish: remaining residual → noise_pred. finish_predicted: the same of a skipped step, where it adds the prediction itself.
+    sums: Σ|r − r_ref| and Σ|r_ref| of each row, [B, 2], where a graph has measured them.
     Raises SpecError for a state or predictor that this call does not fit.
     """
     policy = state.policy
@@ -89,8 +91,10 @@ def probed(
             _check(value, "the remaining blocks' residual", None, state, "first_block's compute")
             record(state, value)
         return residual, finish(value)
-    prediction = predict(state)
-    noise_pred = finish(prediction) if finish is not None and state.of == "residual" else prediction
+    if finish is None or state.of != "residual":
+        noise_pred = predict(state)
+    else:
+        noise_pred = finish(predict(state)) if finish_predicted is None else finish_predicted()
     return (residual if policy.compat == "max" else reference), noise_pred
 
 
