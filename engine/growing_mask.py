@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import accumulate, pairwise
 
 __all__ = ["evenly_growing_mask", "growing_mask", "shared_mask"]
@@ -10,6 +11,8 @@ _UNCORRECTED = 2
 """Skips that may follow the last computed step: nothing corrects them."""
 _SMALL_SHARE = 0.45
 _BOLD, _CAREFUL = (3, 1.2), (5, 1.3)
+_REMEMBERED = 64
+"""Masks: each step of a request asks for its own, and works it out in a hundredth of a small model's step."""
 
 
 def growing_mask(steps: int, computed: int, warmup: int, growth: float, last: int | None = None) -> tuple[bool, ...]:
@@ -30,6 +33,7 @@ def growing_mask(steps: int, computed: int, warmup: int, growth: float, last: in
     return tuple(step in chosen for step in range(steps))
 
 
+@lru_cache(_REMEMBERED)
 def shared_mask(steps: int, share: float) -> tuple[bool, ...]:
     """About `share` of the steps, with gaps that grow, the last but one among them: nothing corrects a skip after the last one.
 
@@ -43,6 +47,7 @@ def shared_mask(steps: int, share: float) -> tuple[bool, ...]:
     return growing_mask(steps, computed, min(warmup, (computed + 1) // 2), growth, steps - 2)
 
 
+@lru_cache(_REMEMBERED)
 def evenly_growing_mask(steps: int, repeats: int) -> tuple[bool, ...]:
     """Gaps of 1, then of 2, 3 and so on, each `repeats` times; the last but one step too where more than two skips would end it.
 
