@@ -8,10 +8,26 @@ from typing import Any, Literal
 
 from vitrify.engine.errors import RequestError
 
-__all__ = ["CASES", "EMOJI", "FLUX_146M", "FLUX_DEV", "Case", "Kind", "TransformerShape", "case", "from_json", "to_json"]
+__all__ = [
+    "CASES",
+    "COMPONENT_CASES",
+    "EMOJI",
+    "FLUX_146M",
+    "FLUX_DEV",
+    "Case",
+    "Encoders",
+    "Kind",
+    "TransformerShape",
+    "case",
+    "from_json",
+    "to_json",
+]
 
 Kind = Literal["step", "picture"]
 """What is timed: a denoising step, or whole pictures from prompt to uint8."""
+
+Encoders = Literal["small", "flux-dev"]
+"""What stands around a random transformer: the smallest encoders and VAE that fit, or FLUX.1-dev's, of T5 two of 24 blocks."""
 
 _TIME_CHANNELS = 256  # sinusoids that the timestep and guidance embedders take
 
@@ -92,6 +108,7 @@ class Case:
     steps: of the run that `condition` is spread over, and of a whole picture.
     defaults: request defaults that the artifact carries. prompts: of whole pictures.
     outliers: share of the output channels of random matrices that are 20 times as large.
+    encoders: around a transformer that is not trained.
     """
 
     name: str
@@ -109,6 +126,7 @@ class Case:
     model: str = ""
     prompts: tuple[str, ...] = ()
     outliers: float = 0.0
+    encoders: Encoders = "small"
 
     @property
     def model_name(self) -> str:
@@ -219,6 +237,40 @@ CASES: Mapping[str, Case] = {
         ),
     )
 }
+
+COMPONENT_CASES: Mapping[str, Case] = {
+    one.name: one
+    for one in (
+        replace(CASES["sample-pictures"], name="sample", summary="the sample's encoders and VAE, 64 x 64"),
+        Case(
+            name="flux-dev",
+            summary="FLUX.1-dev's CLIP, two of its T5's 24 blocks at 512 tokens, and its VAE at 256 x 256, with random weights",
+            shape=TransformerShape(
+                heads=4,
+                head_dim=32,
+                joint_dim=4096,
+                pooled_dim=768,
+                in_channels=64,
+                guidance=True,
+                rope_axes=(8, 12, 12),
+                double_blocks=1,
+                single_blocks=1,
+            ),
+            trained=False,
+            batch=1,
+            rows=16,
+            columns=16,
+            pixels_per_token=16,
+            text_tokens=512,
+            steps=1,
+            kind="picture",
+            model="flux-dev-encoders",
+            prompts=("red apple",),
+            encoders="flux-dev",
+        ),
+    )
+}
+"""What `bench components` takes: the models around a transformer, which matters little there."""
 
 
 def case(name: str) -> Case:

@@ -1,4 +1,4 @@
-"""`vitrify bench`: run (peers in turns), compare, report; export, startup, ops, gpu, skips (ours alone); caches (a study)."""
+"""`vitrify bench`: run, components (beside peers), compare, report; export, startup, ops, gpu, skips (ours); caches (a study)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vitrify.bench.artifact_cases import artifact_cases
-from vitrify.bench.cases import CASES
+from vitrify.bench.cases import CASES, COMPONENT_CASES
 from vitrify.bench.compare import Margins
 from vitrify.bench.export_growth import GROWTH_CASES
 from vitrify.bench.jobs import available_cpus
@@ -282,6 +282,36 @@ def gpu(rounds: int, folder: Path | None, json_file: Path | None) -> None:
     click.echo(table(report))
     if json_file is not None:
         write(report, json_file)
+
+
+@bench.command()
+@click.option("--case", "cases", type=click.Choice(list(COMPONENT_CASES)), multiple=True, help="Default: all; may be repeated.")
+@click.option("--rounds", type=click.IntRange(2), default=8, show_default=True, help="Each visits ours and theirs twice.")
+@_threads
+@_json
+@_cache
+@_sample
+def components(
+    cases: tuple[str, ...], rounds: int, threads: int | None, json_file: Path | None, cache: Path, sample: Path
+) -> None:
+    """Time text encoders and VAE decoder in float32 beside OpenVINO's of the same weights."""
+    from vitrify.bench.components import measure_components
+    from vitrify.bench.document import document, write_json
+    from vitrify.bench.machine import this_machine
+    from vitrify.bench.peers.diffusers_pictures import OPENVINO_MODELS
+    from vitrify.bench.prepare import prepare
+    from vitrify.bench.report import components_table
+
+    count = threads or available_cpus()
+    results = {}
+    for name in cases or tuple(COMPONENT_CASES):
+        one = COMPONENT_CASES[name]
+        prepared = prepare(one, cache.resolve(), sample.resolve(), builds=(OPENVINO_MODELS,), threads=count)
+        found = measure_components(one, prepared, rounds=rounds, threads=count)
+        _print([components_table(one, found)])
+        results[name] = [component.to_json() for component in found]
+    if json_file is not None:
+        write_json(json_file, document("components", this_machine(), results))
 
 
 @bench.command()

@@ -17,7 +17,7 @@ from vitrify.engine.specs import expect, expect_map
 __all__ = ["FORMAT", "Document", "document", "read_document", "write_document", "write_json"]
 
 FORMAT = 2
-Kind = Literal["run", "export", "startup", "ops", "skips"]
+Kind = Literal["run", "export", "startup", "ops", "skips", "components"]
 
 
 @dataclass(frozen=True)

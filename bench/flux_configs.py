@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vitrify.bench.cases import TransformerShape
 
-__all__ = ["FluxConfigs", "flux_dev_configs", "small_configs"]
+__all__ = ["CLIP_TOKENS", "FluxConfigs", "flux_dev_configs", "short_flux_dev_configs", "small_configs"]
+
+CLIP_TOKENS = 77
+"""Of FLUX.1-dev's CLIP."""
 
 _CLASSES = {
     "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
@@ -61,10 +64,24 @@ def flux_dev_configs(shape: TransformerShape) -> FluxConfigs:
     """FLUX.1-dev's encoders, VAE and scheduler around `shape` (FLUX_DEV itself, or fewer of its blocks)."""
     return FluxConfigs(
         transformer=shape.config(),
-        text_encoder=_clip(width=768, layers=12, heads=12, tokens=77, vocabulary=49408, end=2),
+        text_encoder=_clip(width=768, layers=12, heads=12, tokens=CLIP_TOKENS, vocabulary=49408, end=2),
         text_encoder_2=_t5(width=4096, layers=24, heads=64, head_dim=64, hidden=10240, vocabulary=32128),
         vae=_vae(channels=(128, 256, 512, 512), latent_channels=16, layers=2, groups=32),
         scheduler=_SCHEDULER,
+    )
+
+
+def short_flux_dev_configs(shape: TransformerShape, *, clip: Mapping[str, Any], t5: Mapping[str, Any]) -> FluxConfigs:
+    """FLUX.1-dev's CLIP and VAE around `shape`, and its T5 with two of 24 blocks, for other vocabularies.
+
+    clip, t5: configurations whose tokenizers are used: vocabulary and end token are theirs.
+    """
+    end, words = int(clip["eos_token_id"]), int(clip["vocab_size"])
+    whole = flux_dev_configs(shape)
+    return replace(
+        whole,
+        text_encoder=_clip(width=768, layers=12, heads=12, tokens=CLIP_TOKENS, vocabulary=words, end=end),
+        text_encoder_2={**whole.text_encoder_2, "num_layers": 2, "vocab_size": int(t5["vocab_size"])},
     )
 
 

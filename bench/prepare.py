@@ -101,8 +101,10 @@ def _source(one: Case, cache: Path, sample: Path) -> tuple[Path, Any]:
     source = built(
         cache,
         f"source-{one.model_name}",
-        source_key(one.shape, downsampling, one.outliers),
-        lambda folder: write_source(folder, one.shape, sample, downsampling=downsampling, outliers=one.outliers),
+        source_key(one.shape, downsampling, one.outliers, one.encoders),
+        lambda folder: write_source(
+            folder, one.shape, sample, downsampling=downsampling, outliers=one.outliers, encoders=one.encoders
+        ),
     )
     return source, source.name
 

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 
+from vitrify.bench.cases import Case
 from vitrify.bench.compare import Verdict
+from vitrify.bench.components import ComponentResult
 from vitrify.bench.export_growth import Growth
 from vitrify.bench.measure import Summary
 from vitrify.bench.ops import OpResult
@@ -16,7 +18,16 @@ from vitrify.bench.results import CaseResult, LoopResult
 from vitrify.bench.skips import Skip
 from vitrify.bench.startup import Startup
 
-__all__ = ["case_tables", "growth_table", "limit_text", "ops_table", "skips_table", "startup_table", "verdict_table"]
+__all__ = [
+    "case_tables",
+    "components_table",
+    "growth_table",
+    "limit_text",
+    "ops_table",
+    "skips_table",
+    "startup_table",
+    "verdict_table",
+]
 
 _MIB = 2**20
 
@@ -229,6 +240,32 @@ def skips_table(case: str, found: Iterable[Skip]) -> Table:
             "" if one.probe is None else f"{one.probe.median:.3%}",
             f"{one.more.median:.3%}",
             "ok" if one.kept else "OVER",
+        )
+    return table
+
+
+def components_table(case: Case, found: Iterable[ComponentResult]) -> Table:
+    """Components, one a row."""
+    table = Table(
+        title=f"{case.name}: {case.summary}",
+        caption="float32; medians of rounds, 95 % bootstrap interval.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for heading in ("component", "gives"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("our error", "its error", "ms", "interval", "OpenVINO ms", "ours / OpenVINO", "interval"):
+        table.add_column(heading, justify="right")
+    for one in found:
+        table.add_row(
+            one.name,
+            " × ".join(map(str, one.shape)),
+            f"{one.our_error:.0e}",
+            f"{one.error:.0e}",
+            *_time(one.ours),
+            f"{one.theirs.median * 1e3:.3f}",
+            f"{one.ratio.median:.3f}",
+            _interval(one.ratio, 1, 3),
         )
     return table
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrify.bench.cache import code_digest
-from vitrify.bench.cases import TransformerShape
-from vitrify.bench.flux_configs import FluxConfigs, small_configs
+from vitrify.bench.cases import Encoders, TransformerShape
+from vitrify.bench.flux_configs import CLIP_TOKENS, FluxConfigs, short_flux_dev_configs, small_configs
 from vitrify.bench.random_weights import write_random_weights
 from vitrify.engine.errors import RequestError
 
@@ -35,17 +35,31 @@ def check_sample(sample: Path) -> None:
         raise RequestError(f"{sample}: no model_index.json; name the sample pipeline's folder (examples/emoji_flux) by --sample")
 
 
-def write_source(folder: Path, shape: TransformerShape, sample: Path, *, downsampling: int, outliers: float = 0.0) -> int:
+def write_source(
+    folder: Path,
+    shape: TransformerShape,
+    sample: Path,
+    *,
+    downsampling: int,
+    outliers: float = 0.0,
+    encoders: Encoders = "small",
+) -> int:
     """Write a pipeline folder with random bfloat16 weights around `shape`; returns the bytes of its weights.
 
-    sample: the folder whose tokenizers are used. downsampling: pixels per latent position.
+    sample: the folder whose tokenizers are used. downsampling: pixels per latent position; 8 with FLUX.1-dev's VAE.
     outliers: share of the transformer's output channels that are outliers, see write_random_weights.
+    encoders: the models around the transformer.
     """
     clip, t5 = (json.loads((sample / name / "config.json").read_text()) for name in ("text_encoder", "text_encoder_2"))
-    configs = small_configs(shape, clip=clip, t5=t5, downsampling=downsampling)
+    if encoders == "small":
+        configs = small_configs(shape, clip=clip, t5=t5, downsampling=downsampling)
+    else:
+        configs = short_flux_dev_configs(shape, clip=clip, t5=t5)
     configs.write(folder)
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(sample / name, folder / name)
+    if encoders == "flux-dev":
+        _lengthen(folder / "tokenizer" / "tokenizer_config.json", CLIP_TOKENS)
     written = 0
     for name, shapes in parameter_shapes(configs).items():
         share = outliers if name == "transformer" else 0.0
@@ -58,13 +72,22 @@ def parameter_shapes(configs: FluxConfigs) -> dict[str, dict[str, tuple[int, ...
     return {name: {n: tuple(p.shape) for n, p in _meta_model(name, getattr(configs, name)).named_parameters()} for name in _STEMS}
 
 
-def source_key(shape: TransformerShape, downsampling: int, outliers: float = 0.0) -> dict[str, Any]:
+def _lengthen(path: Path, tokens: int) -> None:
+    """Let a tokenizer's configuration at `path` take `tokens` tokens."""
+    path.chmod(0o644)
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "max_length": tokens, "model_max_length": tokens}, indent=2) + "\n"
+    )
+
+
+def source_key(shape: TransformerShape, downsampling: int, outliers: float = 0.0, encoders: Encoders = "small") -> dict[str, Any]:
     """All that a written folder follows from, for a cache."""
     makers = ("vitrify.bench.flux_configs", "vitrify.bench.random_weights", "vitrify.bench.sources")
     return {
         "config": shape.config(),
         "downsampling": downsampling,
         "outliers": outliers,
+        "encoders": encoders,
         "seed": _SEED,
         "code": code_digest(*makers),
     }
