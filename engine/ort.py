@@ -196,6 +196,8 @@ class _OrtSession(Session):
         if session.get_providers() != ["CPUExecutionProvider"]:
             raise BackendError(f"{spec.path}: got providers {session.get_providers()}, expected the CPU")
         check_signature(spec, _tensors(spec.path, session.get_inputs()), _tensors(spec.path, session.get_outputs()))
+        self.types = {t.name: t.dtype.onnx for t in (*spec.inputs, *spec.outputs)}
+        self.inputs = {t.name for t in spec.inputs}
 
     def plan(self, dims: Mapping[str, int]) -> Plan:
         return _OrtPlan(self, dims)
@@ -221,8 +223,7 @@ class _OrtPlan(Plan):
         super().__init__(session.spec, dims)
         self._run = session.raw.run_with_iobinding
         self._binding = session.raw.io_binding()
-        self._types = {t.name: t.dtype.onnx for t in (*session.spec.inputs, *session.spec.outputs)}
-        self._inputs = {t.name for t in session.spec.inputs}
+        self._types, self._inputs = session.types, session.inputs
         self._wrap = session.wrap
 
     def _bind(self, name: str, array: Array) -> None:

@@ -119,6 +119,13 @@ class Dim:
         return cls(name=expect(fields["name"], str, f"{where}.name"), **numbers)
 
 
+_PLUS = " + "
+
+
+def _sum(names: str, dims: Mapping[str, int]) -> int:
+    return sum(dims[name] for name in names.split(_PLUS))
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """A graph's input or output.
@@ -132,11 +139,12 @@ class TensorSpec:
 
     def resolve(self, dims: Mapping[str, int]) -> tuple[int, ...]:
         """The shape in numbers. Raises SpecError naming a dimension that `dims` lacks."""
-        terms = {d: d.split(" + ") for d in self.shape if isinstance(d, str)}
-        missing = [name for names in terms.values() for name in names if name not in dims]
-        if missing:
-            raise SpecError(f"tensor {self.name!r} {self}: no value for dims {missing}; given: {dict(dims)}")
-        return tuple(sum(dims[name] for name in terms[d]) if isinstance(d, str) else d for d in self.shape)
+        try:
+            return tuple(d if isinstance(d, int) else dims[d] if d in dims else _sum(d, dims) for d in self.shape)
+        except KeyError:
+            names = (name for d in self.shape if isinstance(d, str) for name in d.split(_PLUS))
+            missing = [name for name in names if name not in dims]
+            raise SpecError(f"tensor {self.name!r} {self}: no value for dims {missing}; given: {dict(dims)}") from None
 
     def __str__(self) -> str:
         return f"{self.dtype.value}[{', '.join(str(d) for d in self.shape)}]"
