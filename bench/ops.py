@@ -31,9 +31,11 @@ _UNITS = {
     "avx512": ("avx512f", "avx512f", "avx512f"),
     "avx512_vnni": ("avx512f", "avx512f", "avx512_vnni"),
     "avx512_bf16": ("avx512f", "avx512_bf16", "avx512_vnni"),
-    "amx": ("avx512f", "amx_bf16", "amx_int8"),
+    "amx": ("amx_bf16", "amx_bf16", "amx_int8"),
 }
 """Level → the units of its kernels in float32, bfloat16 and int8, as `register_peaks` names them. Of others no peak is given."""
+_PARTS = {"Linear": 3, "FusedAttention": 6}
+"""Products of bfloat16 parts that the tile unit takes for one of float32: weights are stored in bfloat16 here, keys are not."""
 
 Peak = Callable[[str], float]
 
@@ -147,9 +149,16 @@ def _peak(threads: int) -> Peak | None:
 
     def peak(op: str) -> float:
         unit = units[1] if op.endswith("Bf16") else units[2] if op.endswith("Int8") else units[0]
-        return meter(unit, threads, _PEAK_S)
+        return meter(unit, threads, _PEAK_S) / _products(op, unit)
 
     return peak
+
+
+def _products(op: str, unit: str) -> int:
+    """How many of the unit's products one of `op`'s is."""
+    if unit != "amx_bf16" or op.endswith("Bf16"):
+        return 1
+    return next((count for kind, count in _PARTS.items() if op.startswith(kind)), 1)
 
 
 def _error(ours: Any, theirs: Any) -> float:

@@ -52,3 +52,17 @@ def test_a_kernel_that_disagrees_gets_no_number(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ops, "_error", lambda *_: float("nan"))
     with pytest.raises(ParityError, match="sample mlp in: LinearGelu and its body differ by nan"):
         ops._measure("sample mlp in", rounds=1, peak=None)
+
+
+@pytest.mark.parametrize(
+    ("op", "unit", "products"),
+    [
+        ("LinearGelu", "amx_bf16", 3),
+        ("FusedAttention2NormRotary", "amx_bf16", 6),
+        ("LinearGeluBf16", "amx_bf16", 1),
+        ("LinearInt8", "amx_int8", 1),
+        ("Linear", "avx512f", 1),
+    ],
+)
+def test_a_float32_product_is_several_of_the_tile_unit(op: str, unit: str, products: int) -> None:
+    assert ops._products(op, unit) == products
