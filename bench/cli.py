@@ -156,17 +156,29 @@ def run(
 @click.argument("base", type=_PATH)
 @click.argument("new", type=_PATH)
 @click.option(
-    "--margin", type=click.FloatRange(0, min_open=True), default=Margins().time, show_default=True, help="Of ours ÷ anchor."
+    "--margin",
+    type=click.FloatRange(0, min_open=True),
+    default=Margins().time,
+    show_default=True,
+    help="Of a step's ours ÷ anchor.",
+)
+@click.option(
+    "--picture-margin",
+    type=click.FloatRange(0, min_open=True),
+    default=Margins().picture_time,
+    show_default=True,
+    help="Of whole pictures' ours ÷ anchor.",
 )
 @click.option("--across-machines", is_flag=True, help="Compare although the processor is another: its ratios are not the same.")
 @click.option("--all", "everything", is_flag=True, help="Show what passed too.")
-def compare(base: Path, new: Path, margin: float, across_machines: bool, everything: bool) -> None:
+def compare(base: Path, new: Path, margin: float, picture_margin: float, across_machines: bool, everything: bool) -> None:
     """Hold the run NEW against the run BASE: exit code 1 if anything got worse or is missing."""
     from vitrify.bench.compare import compare as judge
     from vitrify.bench.document import read_document
     from vitrify.bench.report import verdict_table
 
-    verdicts = judge(read_document(base), read_document(new), Margins(time=margin), across_machines=across_machines)
+    margins = Margins(time=margin, picture_time=picture_margin)
+    verdicts = judge(read_document(base), read_document(new), margins, across_machines=across_machines)
     _print([verdict_table(verdicts, everything=everything)])
     failed = sum(not one.passed for one in verdicts)
     if failed:

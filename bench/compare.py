@@ -25,12 +25,14 @@ Gate = Literal["run", "check", "error", "count", "time", "picture"]
 class Margins:
     """What may change. Each margin stands in docs/bench.md with the noise it was set by.
 
-    time: of ours ÷ anchor, upwards; also the most that half the interval of that change may be, above which it is no number.
+    time: of a step's ours ÷ anchor, upwards; also the most that half the interval of that change may be, above which it is no
+        number. picture_time: the same of whole pictures, whose anchor takes turns of half a second and more.
     error: factor by which the error against the reference may grow; errors below error_floor are all the same.
     level: of one value of a picture, in levels of 255. mean_level: over all values.
     """
 
     time: float = 0.05
+    picture_time: float = 0.1
     error: float = 2.0
     error_floor: float = 1e-6
     level: int = 2
@@ -117,6 +119,7 @@ def _counts(base: CaseResult, new: CaseResult) -> Iterator[Verdict]:
 
 def _times(base: CaseResult, new: CaseResult, margins: Margins) -> Iterator[Verdict]:
     anchor = ANCHORS[base.kind]
+    most = margins.time if base.kind == "step" else margins.picture_time
     for name, old in base.peers.items():
         now = new.peers.get(name)
         if now is None:
@@ -129,8 +132,8 @@ def _times(base: CaseResult, new: CaseResult, margins: Margins) -> Iterator[Verd
             yield _missing(base.name, "time", name, _seconds(old.time), f"{where} has no time of {anchor} to compare by")
             continue
         change = ratio_change((old.rounds, base.peers[anchor].rounds), (now.rounds, new.peers[anchor].rounds))
-        known = (change.high - change.low) / 2 <= margins.time
-        text = f"× {change.median:.3f} ({change.low:.3f} – {change.high:.3f}), at most × {1 + margins.time:.2f}"
+        known = (change.high - change.low) / 2 <= most
+        text = f"× {change.median:.3f} ({change.low:.3f} – {change.high:.3f}), at most × {1 + most:.2f}"
         if not known:
             text += "; too uncertain to be a number: measure more rounds on a quieter machine"
         yield Verdict(
@@ -140,7 +143,7 @@ def _times(base: CaseResult, new: CaseResult, margins: Margins) -> Iterator[Verd
             _ratio(old.over(base.peers[anchor])),
             _ratio(now.over(new.peers[anchor])),
             text,
-            known and change.median <= 1 + margins.time,
+            known and change.median <= 1 + most,
         )
 
 

@@ -28,6 +28,7 @@ SAMPLE = str(ROOT / "examples" / "emoji_flux")
         ("ops", "--level"),
         ("skips", "--rounds"),
         ("compare", "--margin"),
+        ("compare", "--picture-margin"),
         ("report", "--html"),
     ],
 )

@@ -85,6 +85,18 @@ def test_ten_per_cent_slower_fails(seed: int) -> None:
     assert (found.gate, found.what) == ("time", "vitrify ÷ plain-ort")
 
 
+def test_whole_pictures_have_a_margin_of_their_own() -> None:
+    def slower(times: float) -> list[Verdict]:
+        def change(case: CaseResult) -> CaseResult:
+            ours = PeerResult(tuple(times * one for one in case.peers["vitrify+cache"].rounds))
+            return replace(case, peers={**case.peers, "vitrify+cache": ours})
+
+        return failures(changed(measured(10), 1, change))
+
+    assert slower(1.07) == []
+    assert [(one.gate, one.what) for one in slower(1.15)] == [("time", "vitrify+cache ÷ eager-fp32")]
+
+
 def test_a_slower_machine_is_no_regression() -> None:
     def slower(case: CaseResult) -> CaseResult:
         return replace(case, peers={name: PeerResult(tuple(3 * s for s in peer.rounds)) for name, peer in case.peers.items()})

@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[2]
 TIMES = 10
 THREADS = available_cpus()
 PACE = Pace(6, spread=0.01, most=40)
+# Where a count or a picture is to fail, whatever the time.
+SHORT = Pace(2, spread=1.0, most=2)
 
 # Twelve steps of which seven are computed, and the same with one hit less.
 MASK, MASK_WITHOUT_A_HIT = "mask:110101010101", "mask:110101110101"
@@ -71,7 +73,7 @@ class Bench:
         self._scratch = scratch
         self._kept = kept
 
-    def run(self, *ours: PeerSpec) -> Document:
+    def run(self, *ours: PeerSpec, pace: Pace = PACE) -> Document:
         """A run in which `ours` are opened anew."""
         with contextlib.ExitStack() as stack:
             peers = {}
@@ -83,7 +85,7 @@ class Bench:
                 {**peers, **self._kept},
                 {**{spec.name: spec.tolerance for spec in ours}, **dict.fromkeys(self._kept, 1e-4)},
                 self._scratch,
-                pace=PACE,
+                pace=pace,
                 timed_peers=(*peers, ANCHORS[self._case.kind]),
             )
         assert found.wrong == ()
@@ -150,9 +152,9 @@ def test_a_lost_cache_hit_and_a_changed_picture_fail_and_the_same_pictures_pass(
     recomputing = replace(cached_peer(MASK_WITHOUT_A_HIT), name=cached.name)
     redrawn = replace(ours, factory="changed_peers:OtherPicture", tolerance=0.1)
     assert failed(base, bench.run(ours, cached)) == []
-    lost = failed(base, bench.run(ours, recomputing))
+    lost = failed(base, bench.run(ours, recomputing, pace=SHORT))
     assert f"{cached.name}: computed steps" in {verdict.what for verdict in lost if verdict.gate == "count"}
-    other = failed(base, bench.run(redrawn, cached))
+    other = failed(base, bench.run(redrawn, cached, pace=SHORT))
     assert {verdict.what for verdict in other if verdict.gate == "picture"} == {
         f"{OURS}, picture {index + 1}" for index in range(len(PICTURES.prompts))
     }
