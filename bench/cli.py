@@ -298,19 +298,19 @@ def gpu(rounds: int, folder: Path | None, json_file: Path | None) -> None:
 
 @bench.command()
 @click.option("--case", "cases", type=click.Choice(list(COMPONENT_CASES)), multiple=True, help="Default: all; may be repeated.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Of both.")
 @click.option("--rounds", type=click.IntRange(2), default=8, show_default=True, help="Each visits ours and theirs twice.")
 @_threads
 @_json
 @_cache
 @_sample
 def components(
-    cases: tuple[str, ...], rounds: int, threads: int | None, json_file: Path | None, cache: Path, sample: Path
+    cases: tuple[str, ...], precision: str, rounds: int, threads: int | None, json_file: Path | None, cache: Path, sample: Path
 ) -> None:
-    """Time text encoders and VAE decoder in float32 beside OpenVINO's of the same weights."""
-    from vitrify.bench.components import measure_components
+    """Time text encoders and VAE decoder beside OpenVINO's of the same weights."""
+    from vitrify.bench.components import component_builds, measure_components
     from vitrify.bench.document import document, write_json
     from vitrify.bench.machine import this_machine
-    from vitrify.bench.peers.diffusers_pictures import OPENVINO_MODELS
     from vitrify.bench.prepare import prepare
     from vitrify.bench.report import components_table
 
@@ -318,10 +318,10 @@ def components(
     results = {}
     for name in cases or tuple(COMPONENT_CASES):
         one = COMPONENT_CASES[name]
-        prepared = prepare(one, cache.resolve(), sample.resolve(), builds=(OPENVINO_MODELS,), threads=count)
-        found = measure_components(one, prepared, rounds=rounds, threads=count)
-        _print([components_table(one, found)])
-        results[name] = [component.to_json() for component in found]
+        prepared = prepare(one, cache.resolve(), sample.resolve(), builds=component_builds(precision), threads=count)
+        found = measure_components(one, prepared, precision=precision, rounds=rounds, threads=count)
+        _print([components_table(one, precision, found)])
+        results[name] = {"precision": precision, "components": [component.to_json() for component in found]}
     if json_file is not None:
         write_json(json_file, document("components", this_machine(), results))
 

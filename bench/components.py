@@ -23,11 +23,12 @@ from vitrify.engine.specs import MODEL
 if TYPE_CHECKING:
     from vitrify.runtime.components import CompiledModel, GraphModel
 
-__all__ = ["COMPONENTS", "ComponentResult", "measure_components"]
+__all__ = ["COMPONENTS", "PRECISIONS", "ComponentResult", "component_builds", "measure_components"]
 
 COMPONENTS = ("text_encoder", "text_encoder_2", "vae")
-_OURS, _THEIRS = "vitrify", "openvino-fp32"
-_ALLOWED = 1e-4
+_OURS, _THEIRS = "vitrify", "openvino"
+PRECISIONS = {"fp32": ("f32", 1e-4), "bf16": ("bf16", 5e-2)}
+"""Precision → OpenVINO's name for it, and the relative error allowed."""
 _VISIT_S = 0.25
 _SEED = 0
 
@@ -36,7 +37,7 @@ Call = Callable[[], Array]
 
 @dataclass(frozen=True)
 class ComponentResult:
-    """ours, theirs: seconds a call, float32. ratio: ours / theirs, round by round.
+    """ours, theirs: seconds a call. ratio: ours / theirs, round by round.
 
     shape: of what ours gives. our_error, error: ‖a − b‖₂ / ‖b‖₂ against diffusers' and transformers' own in float32.
     """
@@ -58,13 +59,20 @@ class ComponentResult:
         return cls(**{**data, **summaries, "shape": tuple(data["shape"])})
 
 
-def measure_components(one: Case, prepared: Prepared, *, rounds: int, threads: int) -> list[ComponentResult]:
-    """Each of COMPONENTS at the case's size, ours and OpenVINO's in turns.
+def component_builds(precision: str) -> tuple[str, ...]:
+    """What `prepare` has to build for `measure_components`."""
+    from vitrify.bench.peers.diffusers_pictures import OPENVINO_MODELS
 
-    prepared: with the build `openvino-models`. Raises ParityError where one of them is off by more than 1e-4, so that no
-    number comes of it, and BackendError as `run_job`.
+    return (OPENVINO_MODELS,) if precision == "fp32" else (OPENVINO_MODELS, f"vitrify-{precision}")
+
+
+def measure_components(one: Case, prepared: Prepared, *, precision: str, rounds: int, threads: int) -> list[ComponentResult]:
+    """Each of COMPONENTS at the case's size, ours and OpenVINO's in turns, both in one of PRECISIONS.
+
+    prepared: with the builds of `component_builds`. Raises ParityError where one of them is off by more than is allowed, so that
+    no number comes of it, and BackendError as `run_job`.
     """
-    given = {"case": to_json(one), "prepared": prepared.to_json(), "rounds": rounds, "threads": threads}
+    given = {"case": to_json(one), "prepared": prepared.to_json(), "rounds": rounds, "threads": threads, "precision": precision}
     answer = run_job("vitrify.bench.components", given, threads=threads)
     if "wrong" in answer:
         raise ParityError(answer["wrong"])
@@ -122,11 +130,13 @@ def _pixels(decoded: Array) -> Array:
     return np.clip(decoded / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1)
 
 
-def _theirs(folder: Path, given: Mapping[str, tuple[str, Array]], threads: int) -> Iterator[tuple[str, Call]]:
+def _theirs(folder: Path, given: Mapping[str, tuple[str, Array]], precision: str, threads: int) -> Iterator[tuple[str, Call]]:
     from vitrify.bench.peers.openvino import compile_model
 
     for name, (argument, array) in given.items():
-        request = compile_model(folder / f"{name}.xml", precision="f32", threads=threads).create_infer_request()
+        request = compile_model(
+            folder / f"{name}.xml", precision=PRECISIONS[precision][0], threads=threads
+        ).create_infer_request()
         feed = {argument: array}
         yield name, partial(_run_theirs, request, feed)
 
@@ -136,7 +146,7 @@ def _run_theirs(request: Any, feed: Mapping[str, Array]) -> Array:
     return found
 
 
-def _measure_here(one: Case, prepared: Prepared, rounds: int, threads: int) -> list[ComponentResult]:
+def _measure_here(one: Case, prepared: Prepared, precision: str, rounds: int, threads: int) -> list[ComponentResult]:
     import torch
 
     from vitrify.bench.peers.diffusers_pictures import OPENVINO_MODELS, load_pipeline
@@ -145,24 +155,28 @@ def _measure_here(one: Case, prepared: Prepared, rounds: int, threads: int) -> l
     given = _inputs(one, pipeline)
     expected = _expected(pipeline, given)
     del pipeline
-    ours = dict(_ours(one, prepared.artifact, given, threads))
-    theirs = dict(_theirs(prepared.builds[OPENVINO_MODELS], given, threads))
+    artifact = prepared.artifact if precision == "fp32" else prepared.builds[f"vitrify-{precision}"] / "artifact"
+    ours = dict(_ours(one, artifact, given, threads))
+    theirs = dict(_theirs(prepared.builds[OPENVINO_MODELS], given, precision, threads))
     return [
         _component(
             name,
             {_OURS: ours[name], _THEIRS: theirs[name]},
             {_OURS: _pixels(expected[name]) if name == "vae" else expected[name], _THEIRS: expected[name]},
+            PRECISIONS[precision][1],
             rounds,
         )
         for name in COMPONENTS
     ]
 
 
-def _component(name: str, calls: Mapping[str, Call], expected: Mapping[str, Array], rounds: int) -> ComponentResult:
+def _component(
+    name: str, calls: Mapping[str, Call], expected: Mapping[str, Array], allowed: float, rounds: int
+) -> ComponentResult:
     errors = {peer: _relative(call(), expected[peer]) for peer, call in calls.items()}
     for peer, error in errors.items():
-        if not error <= _ALLOWED:
-            raise ParityError(f"{name}: {peer} is off by {error:.1e}, allowed {_ALLOWED:.0e}; no times are given")
+        if not error <= allowed:
+            raise ParityError(f"{name}: {peer} is off by {error:.1e}, allowed {allowed:.0e}; no times are given")
     counts = {peer: max(1, int(_VISIT_S / _once(call))) for peer, call in calls.items()}
 
     def visit(peer: str, _: int) -> float:
@@ -196,7 +210,8 @@ def main() -> None:
     """The job that `measure_components` runs."""
     given = json.loads(sys.argv[1])
     try:
-        found = _measure_here(from_json(given["case"]), Prepared.from_json(given["prepared"]), given["rounds"], given["threads"])
+        prepared = Prepared.from_json(given["prepared"])
+        found = _measure_here(from_json(given["case"]), prepared, given["precision"], given["rounds"], given["threads"])
     except ParityError as error:
         print(json.dumps({"wrong": str(error)}))
         return

@@ -244,11 +244,11 @@ def skips_table(case: str, found: Iterable[Skip]) -> Table:
     return table
 
 
-def components_table(case: Case, found: Iterable[ComponentResult]) -> Table:
+def components_table(case: Case, precision: str, found: Iterable[ComponentResult]) -> Table:
     """Components, one a row."""
     table = Table(
         title=f"{case.name}: {case.summary}",
-        caption="float32; medians of rounds, 95 % bootstrap interval.",
+        caption=f"{precision}; medians of rounds, 95 % bootstrap interval.",
         title_justify="left",
         caption_justify="left",
     )

@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 
 from vitrify.bench.cases import COMPONENT_CASES
-from vitrify.bench.components import COMPONENTS, ComponentResult, _component, measure_components
+from vitrify.bench.components import (
+    COMPONENTS,
+    PRECISIONS,
+    ComponentResult,
+    _component,
+    component_builds,
+    measure_components,
+)
 from vitrify.bench.flux_configs import CLIP_TOKENS, flux_dev_configs, short_flux_dev_configs
 from vitrify.bench.jobs import available_cpus
 from vitrify.bench.measure import summarise
-from vitrify.bench.peers.diffusers_pictures import OPENVINO_MODELS
 from vitrify.bench.prepare import prepare
 from vitrify.bench.report import components_table
 from vitrify.engine.errors import ParityError
@@ -26,7 +32,7 @@ def test_it_reads_back() -> None:
     seconds = summarise([1.0, 2.0])
     one = ComponentResult("vae", (1, 3, 64, 64), 1e-6, 2e-6, seconds, seconds, seconds)
     assert ComponentResult.from_json(json.loads(json.dumps(one.to_json()))) == one
-    assert components_table(COMPONENT_CASES["sample"], [one]).row_count == 1
+    assert components_table(COMPONENT_CASES["sample"], "fp32", [one]).row_count == 1
 
 
 def test_encoders_are_those_of_flux_dev_but_for_vocabulary_and_depth() -> None:
@@ -44,17 +50,18 @@ def test_encoders_are_those_of_flux_dev_but_for_vocabulary_and_depth() -> None:
 
 def test_a_wrong_component_gives_no_number() -> None:
     right = np.ones((1, 4), np.float32)
-    calls = {"vitrify": lambda: right * np.float32(1.001), "openvino-fp32": lambda: right}
+    calls = {"vitrify": lambda: right * np.float32(1.001), "openvino": lambda: right}
     with pytest.raises(ParityError, match=r"vae: vitrify is off by 1\.0e-03, allowed 1e-04"):
-        _component("vae", calls, dict.fromkeys(calls, right), rounds=2)
+        _component("vae", calls, dict.fromkeys(calls, right), 1e-4, rounds=2)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_sample(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_sample(tmp_path: Path, precision: str) -> None:
     pytest.importorskip("openvino", reason="the extra bench-peers is not installed")
     one, threads = COMPONENT_CASES["sample"], available_cpus()
-    prepared = prepare(one, tmp_path, SAMPLE, builds=(OPENVINO_MODELS,), threads=threads)
-    found = measure_components(one, prepared, rounds=2, threads=threads)
+    prepared = prepare(one, tmp_path, SAMPLE, builds=component_builds(precision), threads=threads)
+    found = measure_components(one, prepared, precision=precision, rounds=2, threads=threads)
     assert [result.name for result in found] == list(COMPONENTS)
     assert found[-1].shape == (1, 64, 64, 3)
