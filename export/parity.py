@@ -22,7 +22,7 @@ _WORST_FACTOR = 20.0
 
 @dataclass(frozen=True)
 class Difference:
-    """relative: ‖a − b‖₂ / ‖b‖₂. worst: max |a − b| / rms(b)."""
+    """relative: ‖a − b‖₂ / ‖b‖₂. worst: max |a − b| / rms(b), or a channel's rms (see `difference`)."""
 
     relative: float
     worst: float
@@ -41,8 +41,13 @@ class Difference:
         return Difference(max(self.relative, other.relative), max(self.worst, other.worst))
 
 
-def difference(a: Array, b: Array) -> Difference:
-    """How far `a` is from the reference `b`, in float64. A shape that differs or a NaN anywhere is infinitely far."""
+def difference(a: Array, b: Array, *, rounded: bool = False) -> Difference:
+    """How far `a` is from the reference `b`, in float64. A shape that differs or a NaN anywhere is infinitely far.
+
+    rounded: both round inside, to bf16 or int8. A rounding that falls to the other side moves an element by a quantum of x times
+    its weight, which is as large as its channel, the last dimension, is: an element is then held against the larger of the
+    whole's rms and its channel's, for of weights with outlier channels no other bound holds.
+    """
     if a.shape != b.shape:
         return Difference(math.inf, math.inf)
     reference = b.astype(np.float64)
@@ -52,8 +57,10 @@ def difference(a: Array, b: Array) -> Difference:
         return Difference(math.inf, math.inf)
     norm = float(np.linalg.norm(reference))
     scale = norm if norm > 0 else 1.0
-    rms = scale / math.sqrt(max(reference.size, 1))
-    return Difference(float(np.linalg.norm(delta)) / scale, float(np.abs(delta).max(initial=0.0)) / rms)
+    rms: float | Array = scale / math.sqrt(max(reference.size, 1))
+    if rounded and reference.ndim > 1 and reference.size:
+        rms = np.maximum(rms, np.sqrt(np.mean(reference * reference, axis=tuple(range(reference.ndim - 1)))))
+    return Difference(float(np.linalg.norm(delta)) / scale, float((np.abs(delta) / rms).max(initial=0.0)))
 
 
 def rounded_up(value: float, steps: Sequence[float] = (1, 2, 5)) -> float:

@@ -44,6 +44,23 @@ def test_one_wrong_element_among_many_shows_in_the_worst() -> None:
         found.check(1e-4, "here")
 
 
+def test_where_both_round_an_element_is_held_against_its_channel() -> None:
+    """Of a channel 20 times as large an element may be as much further off, of the others none; and never in float32."""
+    b = np.random.default_rng(0).standard_normal((2, 300, 64))
+    b[..., 7] *= 20
+    a = b.copy()
+    a[1, 30, 7] += 5
+    assert difference(a, b).worst > 1
+    assert difference(a, b, rounded=True).worst == pytest.approx(0.25, rel=0.1)
+    a[1, 30, 8] += 5
+    assert difference(a, b, rounded=True).worst == difference(a, b).worst
+    small = 1e-3 * b  # A channel smaller than the whole is held against the whole.
+    small[..., 7] *= 1000
+    moved = small.copy()
+    moved[0, 0, 3] += 1e-3
+    assert difference(moved, small, rounded=True).worst == difference(moved, small).worst
+
+
 def test_against_a_zero_reference_the_error_is_absolute() -> None:
     assert difference(np.array([3.0, 4.0]), np.zeros(2)).relative == pytest.approx(5.0)
 
