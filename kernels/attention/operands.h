@@ -11,10 +11,6 @@ namespace {
 constexpr float kLog2E = 1.44269504088896341F;
 constexpr float kMinusInfinity = -__builtin_inff();
 
-inline size_t smaller(size_t a, size_t b) {
-  return a < b ? a : b;
-}
-
 inline size_t rounded_to(size_t size, size_t to) {
   return (size + to - 1) / to * to;
 }

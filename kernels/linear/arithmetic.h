@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "linear/cpu.h"
+#include "native/bfloat16.h"
 #include "native/lanes.h"
 
 #if defined(__AVX512F__)
@@ -52,31 +53,6 @@ struct Arithmetic {
 
 typedef int32_t WholeLanes __attribute__((vector_size(4 * kLanes)));
 
-inline size_t smaller(size_t a, size_t b) {
-  return a < b ? a : b;
-}
-
-inline float from_bits(uint32_t bits) {
-  return __builtin_bit_cast(float, bits);
-}
-
-inline uint32_t to_bits(float value) {
-  return __builtin_bit_cast(uint32_t, value);
-}
-
-// To the nearest bfloat16, of two the even one, as a float; NaN stays NaN.
-inline float round_bf16(float value) {
-  const uint32_t bits = to_bits(value);
-  if (value != value) return from_bits(bits | 0x400000U);
-  return from_bits((bits + 0x7FFFU + (bits >> 16 & 1U)) & 0xFFFF0000U);
-}
-
-inline Lanes round_bf16(Lanes value) {
-  const BitLanes bits = (BitLanes)value;
-  const BitLanes rounded = (bits + 0x7FFFU + (bits >> 16 & 1U)) & 0xFFFF0000U;
-  return value == value ? (Lanes)rounded : value;
-}
-
 // To the nearest whole number, of two the even one; |value| < 2^22.
 inline Lanes round_whole(Lanes value) {
   constexpr float kWhole = 12582912.0F;  // 1.5 · 2^23, near which a float has no bits below 1.
@@ -86,10 +62,6 @@ inline Lanes round_whole(Lanes value) {
   __asm__("" : "+w"(value));
 #endif
   return value + kWhole - kWhole;
-}
-
-inline uint32_t bf16_bits(float rounded) {
-  return to_bits(rounded) >> 16;
 }
 
 // sum + x · weight, in every word over the features of its group.
@@ -103,13 +75,6 @@ inline Lanes add_product(Lanes sum, Lanes x, Lanes weight) {
   if constexpr (A::kGroup == 4) return (Lanes)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)weight);
 #endif
   if constexpr (A::kGroup == 1) return sum + x * weight;
-}
-
-// A word in every lane, bits as they are.
-inline Lanes all_words(const float* word) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, word, sizeof(bits));
-  return (Lanes)(BitLanes{} + bits);
 }
 
 }  // namespace

@@ -6,16 +6,6 @@
 namespace vitrify::VITRIFY_LEVEL {
 namespace {
 
-// 1 / x for 1 ≤ x ≤ 2.
-inline Lanes inverse(Lanes x) {
-#if defined(__AVX512F__)
-  const Lanes near = (Lanes)_mm512_maskz_rcp14_ps(0xFFFF, (__m512)x);  // Unmasked, GCC 12 warns of its own header.
-  return near + near * (1.0F - x * near);  // A step of Newton's; a division takes three times as long.
-#else
-  return 1.0F / x;
-#endif
-}
-
 // x · Φ(x) in the tanh form, x · 1 / (1 + exp(-2u)) with u = √(2/π) (x + 0.044715 x³).
 inline Lanes gelu(Lanes x) {
   constexpr float kMinusTwoU = -2 * 0.7978845608028654F * 1.4426950408889634F;

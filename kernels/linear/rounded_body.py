@@ -5,11 +5,10 @@
 # The name that is returned is the output's name.
 # ruff: noqa: RET504
 
-from dataclasses import dataclass
-
-import onnx
 from onnxscript import opset18 as op
 from onnxscript import script, values
+
+from vitrify.kernels.joined import Joined
 
 __all__ = ["ROUNDED_BODIES"]
 
@@ -71,31 +70,6 @@ def _gated_residual(p, bias, modulation, residual, gate_at: int):
     return y
 
 
-@dataclass(frozen=True)
-class _Joined:
-    """Functions of which each takes the one before's output as its input of that name; the last one's output is the whole's."""
-
-    name: str
-    steps: tuple[object, ...]
-
-    def to_function_proto(self) -> onnx.FunctionProto:
-        protos = [step.to_function_proto() for step in self.steps]
-        whole = onnx.FunctionProto(name=self.name, domain=protos[0].domain, opset_import=protos[0].opset_import)
-        made: set[str] = set()
-        for number, proto in enumerate(protos):
-            whole.input.extend(name for name in proto.input if name not in made)
-            whole.attribute.extend(proto.attribute)
-            crossing = {*proto.input, *proto.output}
-            for node in proto.node:
-                node.name = f"{node.name}_{number}"
-                for names in (node.input, node.output):
-                    names[:] = [name if not name or name in crossing else f"{name}_{number}" for name in names]
-            whole.node.extend(proto.node)
-            made.update(proto.output)
-        whole.output.extend(protos[-1].output)
-        return whole
-
-
 _PRODUCTS = {"Bf16": _bf16_product, "Int8": _int8_product}
 _FAMILY = {
     "Linear": ((), _bias),
@@ -106,7 +80,7 @@ _FAMILY = {
 }
 
 ROUNDED_BODIES = {
-    name + precision: _Joined(name + precision, (*before, product, after))
+    name + precision: Joined(name + precision, (*before, product, after))
     for precision, product in _PRODUCTS.items()
     for name, (before, after) in _FAMILY.items()
 }

@@ -2,6 +2,7 @@
 // on every lane, and a product that is added becomes one fused instruction where the level has it.
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 #if defined(__AVX512F__)
@@ -21,6 +22,10 @@ constexpr int kLanes = 4;
 
 typedef float Lanes __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t BitLanes __attribute__((vector_size(4 * kLanes)));
+
+inline size_t smaller(size_t a, size_t b) {
+  return a < b ? a : b;
+}
 
 // A `load` and `store` for any address.
 typedef float AnyLanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
@@ -49,6 +54,13 @@ inline void store_fence() {
 #if defined(__AVX512F__)
   _mm_sfence();
 #endif
+}
+
+// A word in every lane, bits as they are.
+inline Lanes all_words(const float* word) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, word, sizeof(bits));
+  return (Lanes)(BitLanes{} + bits);
 }
 
 inline Lanes all(float value) {
@@ -85,6 +97,16 @@ inline Lanes exp2_of_nonpositive(Lanes x) {
   p = p * f + 1.0F;
   const BitLanes power = (BitLanes)shifted << 23;  // Of shifted, n + 127 alone stays.
   return x < -125.0F ? Lanes{} : p * (Lanes)power;
+}
+
+// 1 / x for 1 ≤ x ≤ 2.
+inline Lanes inverse(Lanes x) {
+#if defined(__AVX512F__)
+  const Lanes near = (Lanes)_mm512_maskz_rcp14_ps(0xFFFF, (__m512)x);  // Unmasked, GCC 12 warns of its own header.
+  return near + near * (1.0F - x * near);  // A step of Newton's; a division takes three times as long.
+#else
+  return 1.0F / x;
+#endif
 }
 
 }  // namespace
