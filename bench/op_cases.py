@@ -74,6 +74,29 @@ def _attention(
     )
 
 
+def _conv(name: str, op: str, channels: int, out: int, height: int, width: int, kernel: int = 3, precision: str = "") -> OpCase:
+    """height, width: of x."""
+    pixels = height * width * (4 if op.startswith("Upsample") else 1)
+    dims = {"batch": 1, "in": channels, "out": out, "height": height, "width": width, "kernel": kernel}
+    return OpCase(
+        f"{name}, {precision.lower()}" if precision else name,
+        op + precision,
+        dims,
+        2.0 * channels * out * kernel * kernel * pixels,
+        constants={"weight": DType.BFLOAT16, "bias": DType.FLOAT32},
+        attributes={"groups": 32, "epsilon": 1e-6} if "GroupNorm" in op else {},
+    )
+
+
+# FLUX.1-dev's VAE at 256 x 256.
+_CONVS: tuple[tuple[str, str, int, int, int, int], ...] = (
+    ("vae mid", "GroupNormSiluConv2dResidual", 512, 512, 32, 32),
+    ("vae upsample", "UpsampleConv2d", 512, 512, 64, 64),
+    ("vae last block in", "GroupNormSiluConv2d", 256, 128, 256, 256),
+    ("vae last block", "GroupNormSiluConv2dResidual", 128, 128, 256, 256),
+    ("vae out", "GroupNormSiluConv2d", 128, 3, 256, 256),
+)
+
 # The 146 M FLUX case: 1024 wide, 1024 image and 128 text tokens.
 _FLUX: tuple[tuple[str, str, int, tuple[int, ...], int], ...] = (
     ("flux q, k, v, out", "Linear", 1024, (1024,), 1024),
@@ -99,6 +122,7 @@ _ATTENTION: tuple[tuple[str, str, int, int, int], ...] = (
 OP_CASES: tuple[OpCase, ...] = (
     *(_linear(*row, precision) for precision in ("", "Bf16", "Int8") for row in _FLUX),
     *(_attention(*row, precision=precision) for precision in ("", "Bf16") for row in _ATTENTION),
+    *(_conv(*row, precision=precision) for precision in ("", "Bf16") for row in _CONVS),
     # The sample: 192 wide, two rows of 64 image and 16 text tokens.
     _linear("sample mlp in", "LinearGelu", 160, (192,), 768),
     _linear("sample single out", "Linear2GatedResidual", 160, (192, 768), 192),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from vitrify.engine.errors import SpecError
 from vitrify.kernels.ada_layer_norm import contract as ada_layer_norm
 from vitrify.kernels.attention import contract as attention
+from vitrify.kernels.conv import contract as conv
 from vitrify.kernels.gated_residual import contract as gated_residual
 from vitrify.kernels.linear import contract as linear
 from vitrify.kernels.op import OpContract
@@ -25,6 +26,7 @@ __all__ = ["contract", "contracts", "folder", "function", "reference"]
 _FOLDERS: dict[str, tuple[OpContract, ...]] = {
     "ada_layer_norm": ada_layer_norm.CONTRACTS,
     "attention": attention.CONTRACTS,
+    "conv": conv.CONTRACTS,
     "gated_residual": gated_residual.CONTRACTS,
     "linear": linear.CONTRACTS,
     "qk_norm_rope": qk_norm_rope.CONTRACTS,

@@ -108,6 +108,7 @@ struct Operator {
   const TensorContract* outputs;
   int output_count;
   Create create;
+  bool cpu_alone = false;  // There is no GPU kernel for it.
 };
 
 // Throws OpError unless every integer is whole and such as a double holds exactly, and every real a finite float.

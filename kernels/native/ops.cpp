@@ -7,6 +7,7 @@
 
 #include "ada_layer_norm/cpu.h"
 #include "attention/cpu.h"
+#include "conv/cpu.h"
 #include "gated_residual/cpu.h"
 #include "linear/cpu.h"
 #include "native/c_interface.h"
@@ -20,6 +21,16 @@ namespace vitrify {
 const Operator* const kOperators[] = {
     &kAdaLayerNorm,
     &kAdaRMSNorm,
+    &kConv2d,
+    &kConv2dResidual,
+    &kGroupNormSiluConv2d,
+    &kGroupNormSiluConv2dResidual,
+    &kUpsampleConv2d,
+    &kConv2dBf16,
+    &kConv2dResidualBf16,
+    &kGroupNormSiluConv2dBf16,
+    &kGroupNormSiluConv2dResidualBf16,
+    &kUpsampleConv2dBf16,
     &kFusedAttention,
     &kFusedAttentionBias,
     &kFusedAttentionNormRotary,

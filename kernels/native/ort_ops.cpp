@@ -458,7 +458,9 @@ bool ends_with(const std::string& text, const std::string& end) {
 std::string refusal(const WrappedOperator& cpu, const GpuLibrary& library, const std::vector<GpuTypes>& built) {
   const Operator& op = cpu.op();
   std::string why = "has no kernel for CUDAExecutionProvider: ";
-  if (library.kernels == nullptr) {
+  if (op.cpu_alone) {
+    why += "it has kernels for the CPU alone; kernels=\"portable\" runs its function body";
+  } else if (library.kernels == nullptr) {
     why += library.reason;
   } else if (ends_with(op.name, "Bf16") || ends_with(op.name, "Int8")) {
     why += "it rounds float32 activations, which the CPU's kernels alone do; export with --precision fp32 for CUDA";

@@ -83,6 +83,46 @@ for level in native_library.cpu_levels():
 print("clean")
 """
 
+# Weights of exactly the size that is packed, images of several tiles, channels and pixels beside the tiles' sizes; x and
+# weights that the tile unit leaves to vector registers, for their magnitude. Of ones, a sum is the number of taps in the image.
+CONV = """
+import sys
+from pathlib import Path
+import ml_dtypes
+import numpy as np
+from vitrify.engine import native_library
+from vitrify.engine.native_kernel import NativeKernel
+native_library.path = lambda: Path(sys.argv[1])
+for level in native_library.cpu_levels():
+    native_library.force_cpu_level(level)
+    for batch, channels, out, height, width, k in (
+        (1, 1, 1, 1, 1, 3), (2, 33, 17, 5, 3, 3), (1, 31, 50, 40, 90, 3), (3, 4, 4, 0, 4, 3), (1, 64, 13, 9, 33, 1)
+    ):
+        x, residual = np.ones((batch, channels, height, width), np.float32), np.ones((batch, out, height, width), np.float32)
+        bias, norm = np.ones(out, np.float32), np.zeros(channels, np.float32)
+        rows, columns = (np.minimum.reduce([np.full(n, k), np.arange(n) + 2, n - np.arange(n) + 1, np.full(n, n)]) if k > 1
+                         else np.ones(n) for n in (height, width))
+        for dtype in (np.float32, ml_dtypes.bfloat16, np.float16):
+            for weight_scale, x_scale in ((1.0, 1.0), (1.0, 2.0**-60)):
+                weight = np.full((out, channels, k, k), weight_scale, dtype)
+                y = np.empty_like(residual)
+                for op in ("Conv2dResidual", "Conv2dResidualBf16"):
+                    made = NativeKernel(op, [None, weight, None, None])
+                    made.run([x * np.float32(x_scale), weight, bias, residual], [y], threads=3)
+                    taps = channels * x_scale * rows[:, None] * columns
+                    assert np.allclose(y, taps + 2, rtol=1e-6), (level, op, dtype)
+            heavy = weight.astype(np.float32) * np.float32(2.0**60)
+            NativeKernel("Conv2d", [None, heavy, None]).run([x, heavy, bias], [y], threads=3)
+            assert np.allclose(y, channels * 2.0**60 * rows[:, None] * columns, rtol=1e-5)
+            made = NativeKernel("GroupNormSiluConv2d", [None, None, None, weight, None], attributes={"groups": 1, "epsilon": 1.0})
+            made.run([x, norm, norm, weight, bias], [y], threads=3)
+            assert np.array_equal(y, np.ones_like(y))
+            twice = np.empty((batch, out, 2 * height, 2 * width), np.float32)
+            NativeKernel("UpsampleConv2d", [None, weight, None]).run([x, weight, bias], [twice], threads=3)
+            assert batch == 3 or np.isclose(twice[0, 0, 0, 0], channels * (4 if k > 1 else 1) + 1)
+print("clean")
+"""
+
 # The ops that compute row by row: columns at the very end of the modulation table, widths beside the registers' sizes.
 ROWS = """
 import sys
@@ -219,6 +259,12 @@ def test_kernels_touch_only_their_arrays(library: Path) -> None:
 @pytest.mark.slow
 def test_linear_kernels_touch_only_their_arrays(library: Path) -> None:
     done = _run(LINEAR, str(library))
+    assert (done.returncode, done.stdout.strip()) == (0, "clean"), done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_convolutions_touch_only_their_arrays(library: Path) -> None:
+    done = _run(CONV, str(library))
     assert (done.returncode, done.stdout.strip()) == (0, "clean"), done.stderr[-2000:]
 
 
