@@ -15,8 +15,8 @@ from vitrify.kernels.op import DOMAIN
 
 __all__ = ["invariant_work"]
 
-_OUR_WORK = frozenset({"attention", "linear"})
-"""The folders of `kernels/` whose ops are matrix products."""
+_OUR_WORK = frozenset({"attention", "conv", "linear"})
+"""The folders of `kernels/` whose ops are matrix products or convolutions."""
 
 
 def invariant_work(recipe: ComponentRecipe, parts: Mapping[str, ir.Model]) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
-"""A component in bfloat16 or int8: its weight files written anew, and its graphs' linear layers and attentions turned into the
-ops for them.
+"""A component in bfloat16 or int8: its weight files written anew, and its graphs' linear layers, convolutions and attentions
+turned into the ops for them.
 
 Files keep their names, tensors theirs; beside an int8 weight `w` lies `w_scale`, float32, one number per row.
 Tensors that no linear layer of ours reads are copied as they are.
@@ -41,6 +41,7 @@ __all__ = [
 
 SCALE_SUFFIX = "_scale"
 _COPY_BYTES = 2**24
+_LAYERS = ("conv", "linear")
 
 
 class Sink(Protocol):
@@ -51,7 +52,8 @@ class Sink(Protocol):
 
 
 def layers_of(models: Mapping[str, ir.Model]) -> dict[str, bool]:
-    """The weights that ops of the Linear family alone read → whether int8 can hold them: not more than 2¹⁷ input features."""
+    """The weights that ops of the Linear and Conv2d families alone read → whether int8 can hold them: linear layers' of not more
+    than 2¹⁷ input features."""
     read: dict[str, bool] = {}
     others: set[str] = set()
     for model in models.values():
@@ -61,7 +63,7 @@ def layers_of(models: Mapping[str, ir.Model]) -> dict[str, bool]:
                 if value is None or value.name is None or value.producer() is not None:
                     continue
                 if index == at and value.shape is not None:
-                    read[value.name] = int(value.shape.numpy()[1]) <= MOST_IN_INT8
+                    read[value.name] = registry.folder(node.op_type) == "linear" and int(value.shape.numpy()[1]) <= MOST_IN_INT8
                 else:
                     others.add(value.name)
     return {name: fits for name, fits in sorted(read.items()) if name not in others}
@@ -83,8 +85,8 @@ def _attention_of(node: ir.Node) -> str | None:
 
 
 def _weight_at(node: ir.Node) -> int | None:
-    """Which input of a node of the float32 Linear family is the weight."""
-    if node.domain != DOMAIN or registry.folder(node.op_type) != "linear":
+    """Which input of a node of the float32 Linear or Conv2d family is the weight."""
+    if node.domain != DOMAIN or registry.folder(node.op_type) not in _LAYERS:
         return None
     names = [tensor.name for tensor in registry.contract(node.op_type).inputs]
     return names.index("weight")

@@ -1,5 +1,6 @@
-"""Layers in bfloat16 or int8, in eager PyTorch: what the ops Linear…Bf16, Linear…Int8 and FusedAttention…Bf16 compute, put into a
-module. A linear layer goes by its weight's name, `path.weight`, an attention by its module's, `path`."""
+"""Layers in bfloat16 or int8, in eager PyTorch: what the ops Linear…Bf16, Linear…Int8, Conv2d…Bf16 and FusedAttention…Bf16
+compute, put into a module. A linear layer or a convolution goes by its weight's name, `path.weight`, an attention by its
+module's, `path`."""
 
 from __future__ import annotations
 
@@ -45,13 +46,14 @@ class Runs:
     prefix: str = ""
 
 
-def _rounded_linear(layer: nn.Linear, x: torch.Tensor, precision: str) -> torch.Tensor:
-    """What the layer's op gives for x: [batch, tokens, in] in `precision`, "bf16" or "int8"."""
+def _rounded(layer: nn.Linear | nn.Conv2d, x: torch.Tensor, precision: str) -> torch.Tensor:
+    """What the layer's op gives for x in `precision`: "bf16", or for x: [batch, tokens, in] "int8"."""
     weight = [layer.weight.detach()]
     if precision == "int8":
         weight = [torch.from_numpy(part) for part in int8_rows(weight[0].numpy())]
     bias = [] if layer.bias is None else [layer.bias.detach()]
-    op = registry.reference(("Linear" if bias else "LinearNoBias") + SUFFIXES[precision])
+    name = "Conv2d" if isinstance(layer, nn.Conv2d) else "Linear" if bias else "LinearNoBias"
+    op = registry.reference(name + SUFFIXES[precision])
     result: torch.Tensor = op(x, *weight, *bias)[0]
     return result
 
@@ -90,7 +92,7 @@ def layer_errors(runs: Runs, precisions: Mapping[str, str]) -> dict[str, float]:
 
     def measure(name: str) -> Any:
         def hook(layer: Any, inputs: Any, output: Any) -> None:
-            add(name, _rounded_linear(layer, inputs[0], precisions[name]), output)
+            add(name, _rounded(layer, inputs[0], precisions[name]), output)
 
         return hook
 
@@ -133,7 +135,7 @@ def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def _hook(precision: str) -> Callable[[Any, Any, Any], torch.Tensor]:
     def replace(layer: Any, inputs: Any, _output: Any) -> torch.Tensor:
-        return _rounded_linear(layer, inputs[0], precision)
+        return _rounded(layer, inputs[0], precision)
 
     return replace
 

@@ -9,6 +9,7 @@ from vitrify.export.passes.ada_layer_norm import fuse_ada_layer_norms
 from vitrify.export.passes.attention import fuse_attention
 from vitrify.export.passes.borders import name_borders
 from vitrify.export.passes.clean import clean, sweep
+from vitrify.export.passes.conv import fuse_convs
 from vitrify.export.passes.functions import attach_bodies
 from vitrify.export.passes.gated_residual import fuse_gated_residuals
 from vitrify.export.passes.hoist import find_invariants
@@ -17,6 +18,7 @@ from vitrify.export.passes.rejoined import rejoin
 from vitrify.export.passes.rotary import rotary_as_op
 from vitrify.export.passes.segments import cut
 from vitrify.export.passes.shapes import positional_reshapes
+from vitrify.export.passes.spelt_out import name_what_is_spelt_out
 from vitrify.export.recipe import ComponentRecipe
 from vitrify.export.trace import TracedGraph
 
@@ -31,8 +33,10 @@ def run_passes(traced: TracedGraph, recipe: ComponentRecipe) -> dict[str, ir.Mod
         name_borders,
         positional_reshapes,
         rotary_as_op,
+        lambda m: name_what_is_spelt_out(m, parameters),
         fuse_attention,
         lambda m: fuse_linears(m, parameters),
+        lambda m: fuse_convs(m, parameters),
         sweep,
     ):
         run(model)

@@ -64,6 +64,16 @@ def test_a_graph_gives_one_result_wherever_it_runs(dev_like: Case, name: str) ->
         assert_close(told, wanted, TOLERANCE, f"{name} {value.name}, reference evaluator")
 
 
+def test_the_vae_gives_one_result_with_our_library_and_without(dev_like: Case) -> None:
+    """The reference evaluator cannot run the attention's GroupNormalization; its ops' bodies it runs in test_conv.py."""
+    file = dev_like.artifact / "vae/model.onnx"
+    plain = session(file, library=False)
+    inputs = feed(plain)
+    (expected,), (got,) = plain.run(None, inputs), session(file, library=True).run(None, inputs)
+    assert np.std(expected) > 0
+    assert_close(got, expected, TOLERANCE, "vae")
+
+
 def test_every_op_of_the_graphs_is_the_librarys(dev_like: Case, tmp_path: Path) -> None:
     """Bodies that add 1000 run without the library and not with it."""
     shutil.copytree(dev_like.artifact / "transformer", tmp_path, dirs_exist_ok=True)

@@ -36,6 +36,7 @@ from vitrify.export.recipe import ComponentRecipe
 from vitrify.export.reverify import verify_artifact
 from vitrify.export.rounding import Runs, int8_rows, layer_errors, output_error, rounded
 from vitrify.export.verify import random_runs
+from vitrify.kernels import registry
 
 quick = pytest.mark.usefixtures("quick")
 
@@ -66,6 +67,18 @@ def test_rows_of_zeros_stay_zeros() -> None:
     assert not rows.any()
     assert np.isfinite(scale).all()
     assert (scale > 0).all()
+
+
+def test_a_convolution_is_rounded_as_its_op_rounds_it() -> None:
+    layer = torch.nn.Conv2d(5, 7, 3, padding=1)
+    x = torch.randn(2, 5, 6, 4, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        exact = layer(x)
+        with rounded(torch.nn.Sequential(layer), {"0.weight": "bf16"}):
+            found = layer(x)
+        expected = registry.reference("Conv2dBf16")(x, layer.weight, layer.bias)[0]
+    assert torch.equal(found, expected)
+    assert 1e-4 < torch.linalg.vector_norm(found - exact) / torch.linalg.vector_norm(exact) < 1e-2
 
 
 def test_a_layer_is_rounded_inside_the_block_alone() -> None:
@@ -226,6 +239,14 @@ def test_only_what_linear_ops_alone_read_is_rounded() -> None:
     assert layers_of({"model": graph(text)}) == {"w": True}
     wide = "(float[b,t,131073] x, float[2,131073] w) => (float[b,t,2] y) { y = vitrify.LinearNoBias(x, w) }"
     assert layers_of({"model": graph(wide)}) == {"w": False}
+
+
+def test_a_convolution_is_a_layer_that_int8_does_not_hold() -> None:
+    text = (
+        "(float[b,16,h,v] x, float[16] n, float[16,16,3,3] w, float[16] b) => (float[b,16,h,v] y) "
+        "{ y = vitrify.GroupNormSiluConv2dResidual<groups = 4, epsilon = 1e-6>(x, n, n, w, b, x) }"
+    )
+    assert layers_of({"model": graph(text)}) == {"w": False}
 
 
 # ---- what is asked for
