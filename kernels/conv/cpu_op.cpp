@@ -30,7 +30,7 @@ ConvWeightType weight_type(DType dtype) {
 // Most words of a tile's x, which is to stay in the second-level cache beside a panel's weights.
 constexpr size_t kTileWords = 5 << 16;
 constexpr size_t kTilePixels = 1 << 11;  // And most pixels of it: their sums are to stay there too.
-constexpr size_t kColumns = 16;  // Tiles are cut between those many columns: a register of the tile unit has them.
+constexpr size_t kColumns = 32;  // Tiles are cut between those many columns, the most positions of a run.
 // Below this many multiplications waking a pool costs more than it saves.
 constexpr size_t kSmall = 1 << 20;
 constexpr size_t kTasksPerThread = 4;
