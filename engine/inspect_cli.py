@@ -67,7 +67,7 @@ def describe(manifest: Manifest, artifact_id: str | None = None) -> list[Section
             ("component", "precision", "layers", "outputs' error", "bound", "measured on"),
             tuple(_precision_rows(manifest)),
         ),
-        Section("layers kept above it", ("component", "layer", "precision", "error below"), tuple(_kept_rows(manifest))),
+        Section("layers above it", ("component", "layer", "precision", "error when lowered"), tuple(_kept_rows(manifest))),
         Section("fused", ("graph", "op", "nodes"), tuple(_fused_rows(manifest))),
         Section("left to the runtime", ("graph", "op", "nodes", "reason", "values"), tuple(_left_rows(manifest))),
         Section("ops", ("op", "version"), tuple((name, str(version)) for name, version in sorted(manifest.ops.items()))),
@@ -245,7 +245,7 @@ def _kept_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
 
 
 def _is_linear(layer: str) -> bool:
-    """A linear layer goes by its weight's name, an attention by its module's; the latter knows no int8."""
+    """A linear layer or a convolution goes by its weight's name, an attention by its module's; the latter knows no int8."""
     return layer.endswith(".weight")
 
 

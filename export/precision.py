@@ -28,18 +28,17 @@ _ABOVE = {"bf16": "fp32", "int8": "bf16"}
 def choose_precision(
     component: str, models: Mapping[str, ir.Model], precision: str, runs: Runs, measured_on: str, progress: Callable[[str], None]
 ) -> PrecisionSpec:
-    """Every linear layer's and attention's precision, and the component's error with them.
+    """Every linear layer's, convolution's and attention's precision, and the component's error with them.
 
-    Attention is lowered to bf16 at most. Each layer's error in its precision is measured on its own inputs. Then all layers are
-    lowered at once, and as long as the component's outputs are off by more than the bound, the worst layers stay one precision
-    above: twice as many each time, then as few as will do. runs: of the component in eager PyTorch; measured_on: what their
-    inputs are.
+    Convolutions, attention, and linear layers too wide for int8 are lowered to bf16 at most. Each layer's error in its precision
+    is measured on its own inputs. Then all layers are lowered at once, and as long as the component's outputs are off by more
+    than the bound, the worst layers stay one precision above: twice as many each time, then as few as will do. runs: of the
+    component in eager PyTorch; measured_on: what their inputs are.
     Raises CompileError where the bound cannot be kept.
     """
-    above, bound = _ABOVE[precision], BOUNDS[precision]
+    bound = BOUNDS[precision]
     with torch.no_grad():
-        fits = dict.fromkeys((n for n, small in layers_of(models).items() if small or precision != "int8"), precision)
-        wide = [name for name in layers_of(models) if name not in fits]
+        fits = {name: precision if in_int8 else "bf16" for name, in_int8 in layers_of(models).items()}
         attentions = attentions_of(models)
         progress(f"error of each layer in {precision}")
         errors = layer_errors(runs, fits | dict.fromkeys(attentions, "bf16"))
@@ -48,9 +47,9 @@ def choose_precision(
         worst_first = sorted(fits, key=lambda name: (-errors[name], name))
 
         def tried(kept: int) -> tuple[dict[str, str], float]:
-            progress(f"{kept} of {len(fits)} layers in {above}")
+            progress(f"{kept} of {len(fits)} layers one precision above")
             layers = {name: _ABOVE[fits[name]] if place < kept else fits[name] for place, name in enumerate(worst_first)}
-            layers |= dict.fromkeys(wide, above) | {name: "fp32" for name in attentions if name not in errors}
+            layers |= {name: "fp32" for name in attentions if name not in errors}
             return layers, output_error(runs, layers, exact)
 
         too_few, kept = -1, 0
@@ -60,7 +59,7 @@ def choose_precision(
             layers, error = tried(kept)
         if not error <= bound:
             raise CompileError(
-                f"{component}: even with every layer in {above} its outputs are off by {error:.3f}, allowed {bound}; "
+                f"{component}: even with every layer one precision above its outputs are off by {error:.3f}, allowed {bound}; "
                 f"export it with --precision {component}=fp32"
             )
         while kept - too_few > 1:

@@ -13,6 +13,8 @@ from vitrify.kernels.op import DOMAIN
 __all__ = ["fuse_convs"]
 
 _DOUBLED = (1.0, 1.0, 2.0, 2.0)
+_FLOAT = 1
+"""ONNX's number of float32."""
 _NORMED = "GroupNormSiluConv2d"
 _WITH_RESIDUAL = ("Conv2d", _NORMED)
 
@@ -38,6 +40,8 @@ def fuse_convs(model: ir.Model, parameters: frozenset[str]) -> None:
 def _why_not(node: ir.Node, parameters: frozenset[str]) -> str | None:
     """Why Conv2d does not compute what `node` does."""
     x, weight, bias = (*node.inputs, None)[:3]
+    if x is not None and x.dtype not in (None, ir.DataType.FLOAT):
+        return f"Conv2d takes float32, x is {x.dtype}"
     if x is None or weight is None or weight.name not in parameters or bias is None or bias.name not in parameters:
         return "weight or bias is no parameter"
     sizes = dims(weight)
@@ -84,7 +88,11 @@ def _norm_before_silu(x: ir.Value) -> ir.Node | None:
             continue
         norm = made_by(normed, "GroupNormalization")
         readers = {use.node for use in normed.uses()}
-        if norm is not None and readers == {product, sigmoid} and not normed.is_graph_output():
+        if norm is None or readers != {product, sigmoid} or normed.is_graph_output():
+            continue
+        stash = norm.attributes.get("stash_type")
+        channels = (dims(norm.inputs[0]) or [None])[1:2]
+        if (stash is None or stash.as_int() == _FLOAT) and all(dims(value) == channels for value in norm.inputs[1:]):
             return norm
     return None
 
@@ -102,6 +110,9 @@ def _doubled(x: ir.Value) -> ir.Value | None:
     scales = resize.inputs[2]
     if scales is None or scales.const_value is None or (len(resize.inputs) > 3 and resize.inputs[3] is not None):
         return None
+    axes = resize.attributes.get("axes")
+    if axes is not None and list(axes.as_ints()) != [0, 1, 2, 3]:
+        return None
     texts = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     if any(name not in resize.attributes or resize.attributes[name].as_string() != text for name, text in texts.items()):
         return None
@@ -118,7 +129,7 @@ def _take_residual(graph: ir.Graph, node: ir.Node) -> None:
     ]
     for _, layer, residual in sorted(found, key=lambda one: not one[0]):
         shape = dims(layer.outputs[0])
-        if residual is None or shape is None or shape != dims(residual) or shape != dims(node.outputs[0]):
+        if residual is None or shape is None or None in shape or not shape == dims(residual) == dims(node.outputs[0]):
             leave(node, "the residual has other sizes than the convolution")
             continue
         given = [v for v in layer.inputs if v is not None]

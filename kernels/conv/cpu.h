@@ -101,7 +101,7 @@ struct ConvPiece {
   size_t count;
 };
 constexpr size_t conv_pieces(const ConvTile& tile) {
-  return tile.rows * (tile.columns / kConvLeastRun + 3) + 1;
+  return (tile.rows * (tile.columns / kConvLeastRun + 3) + 2) / 2 * 2;  // What lies behind stays aligned.
 }
 constexpr size_t conv_line_words(const ConvTile& tile, size_t kernel) {
   return (tile.columns + kernel - 1 + 2 * kConvPanel) / kConvPanel * kConvPanel;
@@ -124,7 +124,8 @@ using ConvPack = void(const ConvForm& form, ConvPrecision precision, const void*
                       size_t out, size_t in, size_t kernel, float* packed);
 using ConvMoments = GroupMoments(const float* x, size_t count);
 // A tile of y of one image, `panels` panels of output channels. scratch: conv_scratch words, at an address that 64
-// divides. The bits of an element of y depend on the values it is made of and on what tiles y is cut into alone.
+// divides. The bits of an element of y depend on the values it is made of alone, in float32 on the tile unit also on
+// whether its tile's x may be split.
 using ConvSpan = void(const ConvForm& form, ConvPrecision precision, const ConvProblem& problem, size_t image,
                       const ConvTile& tile, size_t first_panel, size_t panels, float* scratch);
 

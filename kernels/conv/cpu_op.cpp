@@ -30,7 +30,7 @@ ConvWeightType weight_type(DType dtype) {
 // Most words of a tile's x, which is to stay in the second-level cache beside a panel's weights.
 constexpr size_t kTileWords = 5 << 16;
 constexpr size_t kTilePixels = 1 << 11;  // And most pixels of it: their sums are to stay there too.
-constexpr size_t kColumns = 32;  // Tiles are cut between those many columns, the most positions of a run.
+constexpr size_t kColumns = 32;          // Tiles are cut between those many columns, the most positions of a run.
 // Below this many multiplications waking a pool costs more than it saves.
 constexpr size_t kSmall = 1 << 20;
 constexpr size_t kTasksPerThread = 4;
@@ -50,7 +50,7 @@ ConvTile tile_of(size_t height, size_t width, size_t in, size_t kernel, const Co
     const size_t bands = conv_parts(height, fit > around ? fit - around : 1);
     const size_t rows = conv_parts(height, bands);
     const double whole = static_cast<double>((rows + around) * (columns + around));
-    if (fit <= around && columns > kColumns && parts < conv_parts(width, kColumns)) continue;
+    if (fit <= around && columns > kColumns) continue;
     const double cost = whole / static_cast<double>(rows * columns);
     if (cost < least) {
       least = cost;

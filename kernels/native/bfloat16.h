@@ -27,7 +27,8 @@ inline float round_bf16(float value) {
 inline Lanes round_bf16(Lanes value) {
   const BitLanes bits = (BitLanes)value;
   const BitLanes rounded = (bits + 0x7FFFU + (bits >> 16 & 1U)) & 0xFFFF0000U;
-  return value == value ? (Lanes)rounded : value;
+  return value == value ? (Lanes)rounded
+                        : (Lanes)(bits | 0x400000U);  // Or what is cut off may be all that made it NaN.
 }
 
 inline uint32_t bf16_bits(float rounded) {

@@ -234,6 +234,8 @@ def images(body: str, outputs: str = "y", more: str = "", values: str = "n g a p
         # no SiLU: another gate, another activation
         (f"n = {NORM} g = Sigmoid(x) a = Mul(n, g) y = {CONV.format('a')}", ["GroupNormalization", "Sigmoid", "Mul", "Conv2d"]),
         (f"n = {NORM} g = Tanh(n) a = Mul(n, g) y = {CONV.format('a')}", ["GroupNormalization", "Tanh", "Mul", "Conv2d"]),
+        (f"n = {NORM.replace('num_groups', 'stash_type = 10, num_groups')} g = Sigmoid(n) a = Mul(n, g) y = {CONV.format('a')}",
+         ["GroupNormalization", "Sigmoid", "Mul", "Conv2d"]),
         # no residual of y's sizes
         (f"p = {CONV.format('x')} y = Add(p, one)", ["Conv2d", "Add"]),
     ],
@@ -271,6 +273,7 @@ def test_a_doubled_image_is_taken_in() -> None:
         DOUBLED.replace('"nearest"', '"linear"'),
         DOUBLED.replace('"floor"', '"ceil"'),
         DOUBLED.replace('"asymmetric"', '"half_pixel"'),
+        DOUBLED.replace("Resize<", "Resize<axes = [0, 1, 3, 2], "),
     ],
 )
 def test_another_resize_stays(resize: str) -> None:

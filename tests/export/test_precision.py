@@ -192,7 +192,7 @@ def test_the_exact_outputs_are_made_once_however_long_the_search() -> None:
 
     def told(what: str) -> None:
         nonlocal trials
-        trials += " layers in " in what
+        trials += "one precision above" in what
 
     choose_precision("four", models(*NAMES), "int8", Runs(runs.module, counted), "these", told)
     assert trials > 1
@@ -227,7 +227,9 @@ def test_bf16_keeps_layers_in_fp32() -> None:
 
 
 def test_a_bound_that_nothing_keeps_is_said() -> None:
-    with pytest.raises(CompileError, match=r"four: even with every layer in bf16 .* allowed 0.04; .*--precision four=fp32"):
+    with pytest.raises(
+        CompileError, match=r"four: even with every layer one precision above .* allowed 0.04; .*--precision four=fp32"
+    ):
         choose("int8", cancelled=3000.0)
 
 
@@ -239,6 +241,30 @@ def test_only_what_linear_ops_alone_read_is_rounded() -> None:
     assert layers_of({"model": graph(text)}) == {"w": True}
     wide = "(float[b,t,131073] x, float[2,131073] w) => (float[b,t,2] y) { y = vitrify.LinearNoBias(x, w) }"
     assert layers_of({"model": graph(wide)}) == {"w": False}
+
+
+def test_an_int8_component_measures_its_convolutions_in_bf16_and_may_keep_them_in_fp32() -> None:
+    text = (
+        '(float[b,16,h,v] x, float[16,16,3,3] "0.weight", float[16] "0.bias", float[16,16,3,3] "1.weight") '
+        "=> (float[b,16,h,v] y) "
+        '{ a = vitrify.Conv2d(x, "0.weight", "0.bias") y = vitrify.Conv2d(a, "1.weight", "0.bias") }'
+    )
+    convs = nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(2)))
+    x = torch.randn(1, 16, 5, 5, generator=torch.Generator().manual_seed(1))
+
+    def chosen() -> PrecisionSpec:
+        runs = Runs(convs, lambda: [convs(x)])
+        return choose_precision("vae", {"model": graph(text)}, "int8", runs, "x", lambda _: None)
+
+    with torch.no_grad():
+        found = chosen().layers
+        assert {name: layer.precision for name, layer in found.items()} == {"0.weight": "bf16", "1.weight": "bf16"}
+        assert all(1e-4 < layer.error < 1e-2 for layer in found.values())
+        # The second's weights cancel but for what bfloat16 cannot hold.
+        convs[1].weight[:, 1] = -convs[1].weight[:, 0]
+        convs[0].bias[:2] = 3000.0
+        found = chosen().layers
+    assert {name: layer.precision for name, layer in found.items()} == {"0.weight": "bf16", "1.weight": "fp32"}
 
 
 def test_a_convolution_is_a_layer_that_int8_does_not_hold() -> None:
