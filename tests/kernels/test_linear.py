@@ -141,7 +141,7 @@ def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
 def amx() -> Iterator[None]:
     """The level at which float32 is split."""
     if "amx" not in native_library.cpu_levels():
-        pytest.skip("this machine has no tile unit")
+        pytest.skip("needs AMX: only the tile unit multiplies float32 in parts, and no other machine can stand in for it")
     native_library.force_cpu_level("amx")
     yield
     native_library.force_cpu_level(None)
