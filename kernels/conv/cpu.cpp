@@ -18,16 +18,15 @@ constexpr size_t kBf16Group = 1;
 constexpr size_t kMomentsBlock = 4096;
 
 template <typename Body>
-auto with_weight(const void* weight, ConvWeightType type, const Body& body) {
+auto with_weight(const void* weight, DType type, const Body& body) {
   switch (type) {
-    case ConvWeightType::bfloat16:
+    case DType::bfloat16:
       return body(static_cast<const BFloat16*>(weight));
-    case ConvWeightType::float16:
+    case DType::float16:
       return body(static_cast<const Float16*>(weight));
-    case ConvWeightType::float32:
-      break;
+    default:
+      return body(static_cast<const float*>(weight));
   }
-  return body(static_cast<const float*>(weight));
 }
 
 struct Sums {
@@ -81,13 +80,13 @@ void span(const ConvForm& form, ConvPrecision precision, const ConvProblem& prob
 
 }  // namespace
 
-ConvForm conv_form(ConvPrecision precision, [[maybe_unused]] const void* weight, [[maybe_unused]] ConvWeightType type,
+ConvForm conv_form(ConvPrecision precision, [[maybe_unused]] const void* weight, [[maybe_unused]] DType type,
                    [[maybe_unused]] size_t count) {
   const bool rounded = precision == ConvPrecision::bfloat16;
 #if defined(__AMX_TILE__)
   if (rounded) return {true, 2, 1, 1, kConvChannels, kTileRows};
   if (with_weight(weight, type, [&](const auto* of) { return may_split(of, count); })) {
-    const size_t weights = type == ConvWeightType::bfloat16 ? 1 : kSplitParts;
+    const size_t weights = type == DType::bfloat16 ? 1 : kSplitParts;
     return {true, 2, kSplitParts, weights, kConvChannels, kTileRows};
   }
 #endif
@@ -95,8 +94,8 @@ ConvForm conv_form(ConvPrecision precision, [[maybe_unused]] const void* weight,
   return {false, group, 1, 1, group, kConvVectorPanel};
 }
 
-void conv_pack(const ConvForm& form, ConvPrecision precision, const void* weight, ConvWeightType type, size_t out,
-               size_t in, size_t kernel, float* packed) {
+void conv_pack(const ConvForm& form, ConvPrecision precision, const void* weight, DType type, size_t out, size_t in,
+               size_t kernel, float* packed) {
   with_weight(weight, type, [&](const auto* of) {
 #if defined(__AMX_TILE__)
     if (form.tiles) return pack_for_tiles(form, of, out, in, kernel * kernel, packed);

@@ -22,8 +22,6 @@ extern const Operator kUpsampleConv2dBf16;
 // What the factors are rounded to before they are multiplied; sums are float32.
 enum class ConvPrecision { float32, bfloat16 };
 
-enum class ConvWeightType { float32, bfloat16, float16 };
-
 // How a level multiplies with a certain weight. Channels are kept in words of 4 bytes: one float, or two bfloat16 that
 // an instruction of the level takes at once.
 struct ConvForm {
@@ -78,8 +76,10 @@ struct ConvProblem {
   bool past_caches = false;         // y is larger than they are.
   size_t in = 0;
   size_t out = 0;
-  size_t height = 0;
+  size_t height = 0;  // Of x,
   size_t width = 0;
+  size_t y_height = 0;  // and of y.
+  size_t y_width = 0;
   size_t kernel = 0;
 };
 
@@ -117,11 +117,11 @@ struct GroupMoments {
   double variance;
 };
 
-// weight: [out, in, kernel, kernel], dense, as the checkpoint has it.
-using ConvFormOf = ConvForm(ConvPrecision precision, const void* weight, ConvWeightType type, size_t count);
+// weight: [out, in, kernel, kernel], dense, as the checkpoint has it: float32, bfloat16 or float16.
+using ConvFormOf = ConvForm(ConvPrecision precision, const void* weight, DType type, size_t count);
 // packed: conv_packed words, of the level's own.
-using ConvPack = void(const ConvForm& form, ConvPrecision precision, const void* weight, ConvWeightType type,
-                      size_t out, size_t in, size_t kernel, float* packed);
+using ConvPack = void(const ConvForm& form, ConvPrecision precision, const void* weight, DType type, size_t out,
+                      size_t in, size_t kernel, float* packed);
 using ConvMoments = GroupMoments(const float* x, size_t count);
 // A tile of y of one image, `panels` panels of output channels. scratch: conv_scratch words, at an address that 64
 // divides. The bits of an element of y depend on the values it is made of alone, in float32 on the tile unit also on

@@ -16,17 +16,6 @@ float* scratch(size_t words) {
   return memory.at_least(words);
 }
 
-ConvWeightType weight_type(DType dtype) {
-  switch (dtype) {
-    case DType::bfloat16:
-      return ConvWeightType::bfloat16;
-    case DType::float16:
-      return ConvWeightType::float16;
-    default:
-      return ConvWeightType::float32;
-  }
-}
-
 // Most words of a tile's x, which is to stay in the second-level cache beside a panel's weights.
 constexpr size_t kTileWords = 5 << 16;
 constexpr size_t kTilePixels = 1 << 11;  // And most pixels of it: their sums are to stay there too.
@@ -90,7 +79,7 @@ class ConvKernel final : public Kernel {
       epsilon_ = node.real("epsilon");
       if (!(epsilon_ >= 0)) throw OpError("attribute epsilon is " + std::to_string(epsilon_) + ", expected 0 or more");
     }
-    const ConvWeightType type = weight_type(weight->dtype);
+    const DType type = weight->dtype;
     const size_t count = out_ * in_ * kernel_ * kernel_;
     form_ = conv_form_by_level.active()(precision, weight->data, type, count);
     packed_ = aligned_floats(conv_packed(out_, in_, kernel_, form_));
@@ -124,8 +113,8 @@ class ConvKernel final : public Kernel {
     }
 
     const size_t times = problem.upsample ? 2 : 1;
-    const size_t height = problem.height * times;
-    const size_t width = problem.width * times;
+    const size_t height = problem.y_height = problem.height * times;
+    const size_t width = problem.y_width = problem.width * times;
     problem.past_caches = images * out_ * height * width >= kPastCaches;
     const ConvTile tile = tile_of(height, width, in_, kernel_, form_);
     const size_t bands = conv_parts(height, tile.rows);

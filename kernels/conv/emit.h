@@ -7,11 +7,6 @@
 namespace vitrify::VITRIFY_LEVEL {
 namespace {
 
-// Of y.
-inline size_t row_width(const ConvProblem& problem) {
-  return problem.upsample ? 2 * problem.width : problem.width;
-}
-
 // Positions of a tile, in the order in which the words of its x lie, columns around it included, are computed in runs:
 // along each row of the tile, or along all of it where that takes fewer; what lies between rows is then computed in
 // vain.
@@ -63,8 +58,8 @@ class Runs {
 // then read and written together. sums: [runs][outs][run].
 inline void emit(const ConvProblem& problem, size_t image, const ConvTile& tile, const Runs& runs, size_t first,
                  size_t outs, const float* sums) {
-  const size_t height = problem.upsample ? 2 * problem.height : problem.height;
-  const size_t width = row_width(problem);
+  const size_t height = problem.y_height;
+  const size_t width = problem.y_width;
   for (size_t i = 0; i < smaller(outs, problem.out - first); ++i) {
     const size_t corner = ((image * problem.out + first + i) * height + tile.row) * width + tile.column;
     const float bias = problem.bias[first + i];

@@ -23,7 +23,7 @@ inline Lanes silu(Lanes x) {
 // up to the end of a register.
 inline void take_line(const ConvProblem& problem, size_t image, size_t channel, size_t row, size_t column,
                       size_t columns, size_t reach, float* line) {
-  const size_t width = problem.upsample ? 2 * problem.width : problem.width;
+  const size_t width = problem.y_width;
   const size_t at = image * problem.in + channel;
   const float* const from = problem.x + (at * problem.height + (problem.upsample ? row / 2 : row)) * problem.width;
   const size_t first = column < reach ? reach - column : 0;  // Of line, the first that the image has.
@@ -111,7 +111,6 @@ template <ConvWords kind>
 uint32_t take_tile(const ConvForm& form, const ConvProblem& problem, size_t image, const ConvTile& tile, float* words,
                    float* lines) {
   const size_t reach = problem.kernel / 2;
-  const size_t height = problem.upsample ? 2 * problem.height : problem.height;
   const size_t rows = tile.rows + 2 * reach;
   const size_t columns = tile.columns + 2 * reach;
   const size_t groups = conv_words(problem.in, form);
@@ -123,7 +122,7 @@ uint32_t take_tile(const ConvForm& form, const ConvProblem& problem, size_t imag
     const size_t channel = group * form.group;
     for (size_t row = 0; row < rows; ++row) {
       float* const to = words + (group * rows + row) * columns;
-      const bool inside = row + tile.row >= reach && row + tile.row - reach < height;
+      const bool inside = row + tile.row >= reach && row + tile.row - reach < problem.y_height;
       for (size_t i = 0; i < form.group; ++i) {
         float* const line = i == 0 ? lines : second;
         if (inside && channel + i < problem.in) {

@@ -206,7 +206,7 @@ void tile_span(const ConvForm& form, const ConvProblem& problem, size_t image, c
                               blocks * kTileRows * plane,
                               blocks * problem.kernel * problem.kernel * weights * kTileSize};
   const size_t block_words = kTileRows * plane;
-  const auto runs = [&](size_t run) { return Runs(tile, problem.kernel, run, row_width(problem), pieces); };
+  const auto runs = [&](size_t run) { return Runs(tile, problem.kernel, run, problem.y_width, pieces); };
   if (split && !may_split(from_bits(largest))) {
     ConvForm floats = form;
     floats.group = 1;

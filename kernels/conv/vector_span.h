@@ -55,7 +55,7 @@ void vector_span(const ConvForm& form, const ConvProblem& problem, size_t image,
   const size_t plane = (tile.rows + problem.kernel - 1) * row;
   const size_t words = conv_words(problem.in, form);
   const size_t panel_words = words * problem.kernel * problem.kernel * kConvVectorPanel;
-  const Runs runs(tile, problem.kernel, kConvVectorRun, row_width(problem), pieces);
+  const Runs runs(tile, problem.kernel, kConvVectorRun, problem.y_width, pieces);
   for (size_t panel = first_panel; panel < first_panel + panels; ++panel) {
     const size_t first = panel * kConvVectorPanel;
     const size_t outs = smaller(kConvVectorPanel, problem.out - first);
