@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,10 +42,12 @@ class _Calls:
     called: nn.Module
     made: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
 
-    def again(self) -> Iterator[torch.Tensor]:
-        """The first output of each call."""
-        for args, kwargs in self.made:
-            yield _first(self.called(*args, **kwargs))
+    def again(self) -> list[Callable[[], torch.Tensor]]:
+        """What makes each call once more and gives its first output."""
+        return [partial(self._again, args, kwargs) for args, kwargs in self.made]
+
+    def _again(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+        return _first(self.called(*args, **kwargs))
 
 
 def recorded_calls(
@@ -84,7 +87,7 @@ def recorded_calls(
             f"int8 is measured on the eager diffusers pipeline, which failed: {type(error).__name__}: {error}; "
             "mend the source, or export bf16, which needs no calibration"
         ) from error
-    return {name: Runs(modules[name], call.again) for name, call in calls.items()}
+    return {name: Runs(modules[name], call.again()) for name, call in calls.items()}
 
 
 def _steps(usual: int, known: Collection[str]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 
 import onnx_ir as ir
 import torch
@@ -13,7 +14,7 @@ from vitrify.engine.errors import CompileError
 from vitrify.engine.specs import ComponentSpec, LayerPrecision, PrecisionSpec
 from vitrify.export.lowering import SCALE_SUFFIX, attentions_of, layers_of, lower_graphs, lowered_spec, rewrite_files
 from vitrify.export.parity import rounded_up
-from vitrify.export.rounding import Runs, layer_errors, output_error
+from vitrify.export.rounding import Runs, deciding, layer_errors, output_errors
 from vitrify.export.source import TensorLocation, WeightFiles
 
 __all__ = ["BOUNDS", "choose_precision", "lower_component"]
@@ -32,9 +33,9 @@ def choose_precision(
 
     Convolutions, attention, and linear layers too wide for int8 are lowered to bf16 at most. Each layer's error in its precision
     is measured on its own inputs. Then all layers are lowered at once, and as long as the component's outputs are off by more
-    than the bound, the worst layers stay one precision above: twice as many each time, then as few as will do. runs: of the
-    component in eager PyTorch; measured_on: what their inputs are.
-    Raises CompileError where the bound cannot be kept.
+    than the bound, the worst layers stay one precision above, as few as will do. How many is sought on the run that decides
+    alone, then all are made; until they keep the bound, the search goes on with the one that decides now. runs: of the component
+    in eager PyTorch; measured_on: what their inputs are. Raises CompileError where the bound cannot be kept.
     """
     bound = BOUNDS[precision]
     with torch.no_grad():
@@ -42,35 +43,48 @@ def choose_precision(
         attentions = attentions_of(models)
         progress(f"error of each layer in {precision}")
         errors = layer_errors(runs, fits | dict.fromkeys(attentions, "bf16"))
-        exact = list(runs.outputs())
+        exact = {place: call() for place, call in enumerate(runs.calls)}
         fits |= dict.fromkeys((name for name in attentions if name in errors), "bf16")
         worst_first = sorted(fits, key=lambda name: (-errors[name], name))
 
-        def tried(kept: int) -> tuple[dict[str, str], float]:
-            progress(f"{kept} of {len(fits)} layers one precision above")
+        def with_kept(kept: int) -> dict[str, str]:
             layers = {name: _ABOVE[fits[name]] if place < kept else fits[name] for place, name in enumerate(worst_first)}
-            layers |= {name: "fp32" for name in attentions if name not in errors}
-            return layers, output_error(runs, layers, exact)
+            return layers | {name: "fp32" for name in attentions if name not in errors}
 
-        too_few, kept = -1, 0
-        layers, error = tried(kept)
-        while not error <= bound and kept < len(fits):
-            too_few, kept = kept, min(max(1, 2 * kept), len(fits))
-            layers, error = tried(kept)
-        if not error <= bound:
-            raise CompileError(
-                f"{component}: even with every layer one precision above its outputs are off by {error:.3f}, allowed {bound}; "
-                f"export it with --precision {component}=fp32"
-            )
-        while kept - too_few > 1:
-            middle = (kept + too_few) // 2
-            found = tried(middle)
-            if found[1] <= bound:
-                kept, (layers, error) = middle, found
-            else:
-                too_few = middle
+        def off(kept: int, places: Collection[int]) -> dict[int, float]:
+            progress(f"{kept} of {len(fits)} layers one precision above, runs made: {len(places)} of {len(exact)}")
+            return output_errors(runs, with_kept(kept), {place: exact[place] for place in places})
+
+        def keeps(kept: int, place: int) -> bool:
+            return off(kept, [place])[place] <= bound
+
+        kept = 0
+        found = off(kept, exact)
+        while not (error := found[decides := deciding(found)]) <= bound:
+            if kept == len(fits):
+                raise CompileError(
+                    f"{component}: even with every layer one precision above its outputs are off by {error:.3f}, "
+                    f"allowed {bound}; export it with --precision {component}=fp32"
+                )
+            kept = _fewest(kept, len(fits), partial(keeps, place=decides))
+            found = off(kept, exact)
+    layers = with_kept(kept)
     chosen = {name: LayerPrecision(layers[name], rounded_up(errors.get(name, 0.0), _TENTHS)) for name in sorted(layers)}
     return PrecisionSpec(precision, bound, rounded_up(error, _TENTHS), measured_on, chosen)
+
+
+def _fewest(too_few: int, most: int, enough: Callable[[int], bool]) -> int:
+    """The least number above `too_few` that is enough, or `most`: twice as many each time, then halving what is between."""
+    step = 1
+    while (found := min(too_few + step, most)) < most and not enough(found):
+        too_few, step = found, 2 * step
+    while found - too_few > 1:
+        middle = (found + too_few) // 2
+        if enough(middle):
+            found = middle
+        else:
+            too_few = middle
+    return found
 
 
 def lower_component(

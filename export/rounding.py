@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from vitrify.engine.session import Array
 from vitrify.export.rounded_attention import attention_replaced
 from vitrify.kernels import registry
 
-__all__ = ["SUFFIXES", "Runs", "int8_rows", "layer_errors", "output_error", "rounded"]
+__all__ = ["SUFFIXES", "Runs", "deciding", "int8_rows", "layer_errors", "output_errors", "rounded"]
 
 SUFFIXES = {"bf16": "Bf16", "int8": "Int8"}
 """Precision → the ending of our ops' names."""
@@ -38,11 +38,11 @@ def int8_rows(weight: Array) -> tuple[Array, Array]:
 class Runs:
     """A component in eager PyTorch, and a set of runs of it.
 
-    outputs: makes all the runs, and gives the output of each. prefix: what `module` puts before the weights' names.
+    calls: each makes its run again and gives the output. prefix: what `module` puts before the weights' names.
     """
 
     module: nn.Module
-    outputs: Callable[[], Iterable[torch.Tensor]]
+    calls: Sequence[Callable[[], torch.Tensor]]
     prefix: str = ""
 
 
@@ -108,29 +108,35 @@ def layer_errors(runs: Runs, precisions: Mapping[str, str]) -> dict[str, float]:
     ]
     try:
         with attention_replaced(runs.module, attentions, exact_attention, runs.prefix):
-            for _ in runs.outputs():
-                pass
+            for call in runs.calls:
+                call()
     finally:
         for hook in hooks:
             hook.remove()
     return {name: math.sqrt(off / whole) if whole else 0.0 for name, (off, whole) in sums.items() if name in measured}
 
 
-def output_error(runs: Runs, layers: Mapping[str, str], exact: Sequence[torch.Tensor]) -> float:
-    """‖a − b‖₂ / ‖b‖₂ that 95 of 100 of the component's outputs keep, each for itself, with these layers in these precisions.
+def output_errors(runs: Runs, layers: Mapping[str, str], exact: Mapping[int, torch.Tensor]) -> dict[int, float]:
+    """Place of a run → ‖a − b‖₂ / ‖b‖₂ of its output with these layers in these precisions.
 
-    exact: the outputs of all runs without them. Where one is all zero: 0 if the rounded one is too, else infinity.
+    exact: the outputs without them, by place: of the runs to make. Where one is all zero: 0 if the rounded one is too, else
+    infinity; infinity too where the rounded one is not a number.
     """
     with rounded(runs.module, layers, runs.prefix):
-        errors = [_relative(a.double(), b.double()) for a, b in zip(runs.outputs(), exact, strict=True)]
-    return float(np.quantile(errors, _KEPT, method="inverted_cdf"))
+        return {place: _relative(runs.calls[place]().double(), output.double()) for place, output in exact.items()}
+
+
+def deciding(errors: Mapping[int, float]) -> int:
+    """The place of the error that 95 of 100 do not exceed: of up to 19 the largest."""
+    smallest_first = sorted(errors, key=lambda place: errors[place])
+    return smallest_first[math.ceil(_KEPT * len(smallest_first)) - 1]
 
 
 def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
     off, whole = float(torch.linalg.vector_norm(a - b)), float(torch.linalg.vector_norm(b))
     if off == 0:
         return 0.0
-    return off / whole if whole else math.inf
+    return off / whole if whole and not math.isnan(off) else math.inf
 
 
 def _hook(precision: str) -> Callable[[Any, Any, Any], torch.Tensor]:

@@ -8,7 +8,8 @@ by the same configuration at full depth and small width with random weights, run
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,13 +89,11 @@ def random_runs(recipe: ComponentRecipe, parameters: Mapping[str, TensorLocation
     """The component in eager PyTorch on the random inputs that parity uses, one block's weights in memory at a time."""
     eager = EagerModule(recipe, parameters, stream=True)
     rng = np.random.default_rng(_SEED)
-    given = [_inputs(recipe, dims, rng) for dims in recipe.probe_dims]
 
-    def outputs() -> Iterator[torch.Tensor]:
-        for inputs in given:
-            yield torch.from_numpy(eager.run(inputs)[recipe.outputs[0]])
+    def again(inputs: Mapping[str, Array]) -> torch.Tensor:
+        return torch.from_numpy(eager.run(inputs)[recipe.outputs[0]])
 
-    return Runs(eager.module, outputs, recipe.prefix)
+    return Runs(eager.module, [partial(again, _inputs(recipe, dims, rng)) for dims in recipe.probe_dims], recipe.prefix)
 
 
 def _judged(component: str, method: str, measured: Mapping[str, tuple[Difference, float]]) -> ParitySpec:

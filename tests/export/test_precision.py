@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,10 @@ from vitrify.export.calibration import _steps
 from vitrify.export.compile import compile_pipeline, plan_pipeline
 from vitrify.export.lowering import layers_of
 from vitrify.export.options import ExportOptions, parse_precision
-from vitrify.export.precision import BOUNDS, choose_precision
+from vitrify.export.precision import BOUNDS, _fewest, choose_precision
 from vitrify.export.recipe import ComponentRecipe
 from vitrify.export.reverify import verify_artifact
-from vitrify.export.rounding import Runs, int8_rows, layer_errors, output_error, rounded
+from vitrify.export.rounding import Runs, deciding, int8_rows, layer_errors, output_errors, rounded
 from vitrify.export.verify import random_runs
 from vitrify.kernels import registry
 
@@ -105,10 +106,12 @@ def test_the_error_is_that_which_95_of_100_outputs_keep(poor: int, kept: bool) -
     for x in inputs[:poor]:
         x[..., 1:3] += 3000.0
     with torch.no_grad():
-        runs = Runs(layer, lambda: (layer(x) for x in inputs))
-        exact = list(runs.outputs())
-        error = output_error(runs, {"0.weight": "bf16"}, exact)
-        assert output_error(runs, {}, exact) == 0
+        runs = Runs(layer, [partial(layer, x) for x in inputs])
+        exact = dict(enumerate(map(layer, inputs)))
+        errors = output_errors(runs, {"0.weight": "bf16"}, exact)
+        assert set(output_errors(runs, {}, exact).values()) == {0.0}
+    assert sorted(place for place, error in errors.items() if error > 1) == list(range(poor))
+    error = errors[deciding(errors)]
     assert (0.001 < error < 0.01) if kept else error > 1
 
 
@@ -151,12 +154,7 @@ class Layers(nn.Module):
 
 def runs_of(module: nn.Module) -> Runs:
     inputs = [torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(n)) for n in range(3)]
-
-    def outputs() -> Iterator[torch.Tensor]:
-        for x in inputs:
-            yield module(x)
-
-    return Runs(module, outputs)
+    return Runs(module, [partial(module, x) for x in inputs])
 
 
 NAMES = tuple(f"layers.{i}.weight" for i in range(4))
@@ -180,44 +178,89 @@ def test_the_worst_layer_alone_is_kept_above() -> None:
     assert chosen.error <= chosen.bound
 
 
-def test_the_exact_outputs_are_made_once_however_long_the_search() -> None:
-    """Each trial runs the component in its precisions alone; the layers' own errors take a pass before."""
+def test_a_trial_makes_the_run_that_decides_and_what_is_chosen_all() -> None:
+    """The exact outputs are made once however long the search; the layers' own errors take a pass before."""
     runs = runs_of(Layers(100.0, 0.0))
-    made, trials = 0, 0
+    made: list[int] = []
 
-    def counted() -> Iterator[torch.Tensor]:
-        nonlocal made
-        made += 1
-        yield from runs.outputs()
+    def counted(place: int) -> torch.Tensor:
+        made.append(place)
+        return runs.calls[place]()
 
-    def told(what: str) -> None:
-        nonlocal trials
-        trials += "one precision above" in what
+    calls = [partial(counted, place) for place in range(len(runs.calls))]
+    choose_precision("four", models(*NAMES), "int8", Runs(runs.module, calls), "these", lambda _: None)
+    every = list(range(len(calls)))
+    assert made[:9] == 3 * every
+    assert made[-3:] == every
+    trials = made[9:-3]
+    assert trials
+    assert len(set(trials)) == 1
 
-    choose_precision("four", models(*NAMES), "int8", Runs(runs.module, counted), "these", told)
-    assert trials > 1
-    assert made == 2 + trials
+
+class Uneven(nn.Module):
+    """Five linear layers of which each run, of a number that tells it, sees one with inputs that int8 cannot bear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.layers = nn.ModuleList(nn.Linear(16, 16, bias=False) for _ in range(5))
+        for layer in self.layers:
+            layer.weight.data = torch.randn(16, 16, generator=generator)
+            layer.weight.data[:, 0] = 0.0
+
+    def forward(self, x: torch.Tensor, hard: int) -> torch.Tensor:
+        large = torch.zeros(5, 16)
+        large[hard, 0] = 60.0 + 20.0 * hard
+        return torch.stack([layer(x + more) for layer, more in zip(self.layers, large, strict=True)]).sum(dim=0)
+
+
+def test_the_search_goes_on_with_the_run_that_decides_next() -> None:
+    """Each run alone needs one layer above; together they need as many as there are kinds of run."""
+    module = Uneven()
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
+    names = tuple(f"layers.{i}.weight" for i in range(5))
+    runs = Runs(module, [partial(module, x, hard) for hard in (1, 3, 4)])
+    chosen = choose_precision("five", models(*names), "int8", runs, "these", lambda _: None)
+    above = {name for name, layer in chosen.layers.items() if layer.precision == "bf16"}
+    assert above == {f"layers.{i}.weight" for i in (1, 3, 4)}
+    assert chosen.error <= chosen.bound
+
+
+@pytest.mark.parametrize("needed", range(1, 14))
+def test_fewest_is_found_from_below(needed: int) -> None:
+    asked: list[int] = []
+
+    def enough(kept: int) -> bool:
+        asked.append(kept)
+        return kept >= needed
+
+    assert _fewest(0, 12, enough) == min(needed, 12)
+    assert len(asked) <= 7
+    assert _fewest(needed - 1, needed, enough) == needed
 
 
 def test_outputs_of_zeros_are_off_by_nothing_or_by_all() -> None:
     layer = nn.Sequential(nn.Linear(16, 16, bias=False))
     layer[0].weight.data.zero_()
+    runs = runs_of(layer)
     with torch.no_grad():
-        zeros = list(runs_of(layer).outputs())
-        assert output_error(runs_of(layer), {"0.weight": "bf16"}, zeros) == 0.0
+        zeros = {place: call() for place, call in enumerate(runs.calls)}
+        assert set(output_errors(runs, {"0.weight": "bf16"}, zeros).values()) == {0.0}
         layer[0].weight.data.fill_(1.0)
-        assert output_error(runs_of(layer), {"0.weight": "bf16"}, zeros) == math.inf
+        assert set(output_errors(runs, {"0.weight": "bf16"}, zeros).values()) == {math.inf}
+        layer[0].weight.data.fill_(math.nan)
+        assert set(output_errors(runs, {"0.weight": "bf16"}, zeros).values()) == {math.inf}
 
 
 def test_hooks_go_when_a_run_fails() -> None:
     module = Layers(0.0, 0.0)
 
-    def failing() -> Iterator[torch.Tensor]:
-        yield module(torch.ones(1, 1, 16))
+    def failing() -> torch.Tensor:
         raise RuntimeError("in the middle")
 
+    runs = Runs(module, [partial(module, torch.ones(1, 1, 16)), failing])
     with pytest.raises(RuntimeError, match="in the middle"), torch.no_grad():
-        layer_errors(Runs(module, failing), dict.fromkeys(NAMES, "bf16"))
+        layer_errors(runs, dict.fromkeys(NAMES, "bf16"))
     assert not [layer for layer in module.layers if layer._forward_hooks]
 
 
@@ -253,7 +296,7 @@ def test_an_int8_component_measures_its_convolutions_in_bf16_and_may_keep_them_i
     x = torch.randn(1, 16, 5, 5, generator=torch.Generator().manual_seed(1))
 
     def chosen() -> PrecisionSpec:
-        runs = Runs(convs, lambda: [convs(x)])
+        runs = Runs(convs, [lambda: convs(x)])
         return choose_precision("vae", {"model": graph(text)}, "int8", runs, "x", lambda _: None)
 
     with torch.no_grad():
