@@ -97,10 +97,12 @@ class _Model(torch.nn.Module):
         self.dtype = model.dtype
         self.device = torch.device("cpu")
         self._request = compile_model(path, precision=precision, threads=threads).create_infer_request()
-        self._names = [next(iter(port.get_names())) for port in self._request.model_inputs]
 
     def _run(self, **given: torch.Tensor | None) -> torch.Tensor:
-        feed = {name: value.numpy() for name, value in given.items() if value is not None and name in self._names}
+        from vitrify.bench.peers.openvino import named_inputs
+
+        arrays = {name: value.numpy() for name, value in given.items() if value is not None}
+        feed = named_inputs([port.get_names() for port in self._request.model_inputs], arrays)
         found = self._request.infer(feed, share_inputs=True, share_outputs=False)[0]
         return torch.from_numpy(found)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "compile_model",
     "convert",
     "export_openvino",
+    "named_inputs",
     "named_transformer",
     "quantise",
     "with_sinusoids",
@@ -67,6 +68,23 @@ def convert(model: Any, example: Mapping[str, Any], path: Path) -> None:
     converted.reshape(shapes)
     path.parent.mkdir(parents=True, exist_ok=True)
     openvino.save_model(converted, path, compress_to_fp16=False)
+
+
+def named_inputs(ports: Iterable[Set[str]], given: Mapping[str, Array]) -> dict[str, Array]:
+    """What a model takes of `given`, which may hold more: all that the pipeline says.
+
+    ports: the names of each input. A compiled model adds names of its own, in no order, to that which the file has.
+    Raises BackendError where an input is not given, or by two names: the model would run on zeros.
+    """
+    taken = {}
+    for names in ports:
+        known = sorted(names & given.keys())
+        if len(known) != 1:
+            raise BackendError(
+                f"an input of the converted model goes by {sorted(names)}; of {sorted(given)} expected is one of them"
+            )
+        taken[known[0]] = given[known[0]]
+    return taken
 
 
 class _Computed(torch.nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
@@ -12,7 +13,8 @@ from diffusers import FluxTransformer2DModel
 from tests.bench.fake_peers import TINY
 from vitrify.bench.inputs import draw_inputs
 from vitrify.bench.peers.eager import tensors
-from vitrify.bench.peers.openvino import named_transformer, with_sinusoids
+from vitrify.bench.peers.openvino import named_inputs, named_transformer, with_sinusoids
+from vitrify.engine.errors import BackendError
 
 
 @pytest.mark.parametrize("guidance", [True, False])
@@ -42,3 +44,13 @@ def test_sinusoids_stay_float32_and_the_rest_as_it_was() -> None:
             assert (value.shape, value.dtype) == ((TINY.batch, 256), torch.float32)
         else:
             assert value is step[name]
+
+
+def test_each_input_is_given_by_the_one_of_its_names_that_is_known() -> None:
+    given = {name: np.zeros(1, np.float32) for name in ("ids", "hidden", "spoken but not taken")}
+    taken = named_inputs([{"26", "ids", "ids_1"}, {"hidden"}], given)
+    assert taken.keys() == {"ids", "hidden"}
+    assert all(taken[name] is given[name] for name in taken)
+    for ports in ({"26", "ids_1"}, {"ids", "hidden"}):
+        with pytest.raises(BackendError, match=r"goes by \['.*\]; of \['hidden', 'ids', 'spoken but not taken'\] expected"):
+            named_inputs([ports], given)
