@@ -18,16 +18,19 @@ float* scratch(size_t words) {
 
 // Most words of a tile's x, which is to stay in the second-level cache beside a panel's weights.
 constexpr size_t kTileWords = 5 << 16;
-constexpr size_t kTilePixels = 1 << 11;  // And most pixels of it: their sums are to stay there too.
+constexpr size_t kTilePixels = 3 << 10;  // And most pixels of it: their sums are to stay there too.
 constexpr size_t kColumns = 32;          // Tiles are cut between those many columns, the most positions of a run.
+// What a tile of one column would cost beside the pixels taken in, in those of its inside: x and y are read and written
+// in rows, which the machine foresees where they are long (measured).
+constexpr double kShortRow = 36;
 // Below this many multiplications waking a pool costs more than it saves.
 constexpr size_t kSmall = 1 << 20;
 constexpr size_t kTasksPerThread = 4;
 // From this size on (2 MiB) y is written past the caches, which need not read it before and have no room for it.
 constexpr size_t kPastCaches = 1 << 19;
 
-// The rows and columns of the tiles that y is cut into: those that fit, and have least around them for what is inside.
-// It depends on sizes alone, not on the number of threads.
+// The rows and columns of the tiles that y is cut into: of those that fit, with little around them for what is inside
+// and in long rows. It depends on sizes alone, not on the number of threads.
 ConvTile tile_of(size_t height, size_t width, size_t in, size_t kernel, const ConvForm& form) {
   const size_t around = kernel - 1;
   const size_t most = std::min(kTileWords / (conv_words(in, form) * form.parts), kTilePixels);
@@ -40,7 +43,7 @@ ConvTile tile_of(size_t height, size_t width, size_t in, size_t kernel, const Co
     const size_t rows = conv_parts(height, bands);
     const double whole = static_cast<double>((rows + around) * (columns + around));
     if (fit <= around && columns > kColumns) continue;
-    const double cost = whole / static_cast<double>(rows * columns);
+    const double cost = whole / static_cast<double>(rows * columns) + kShortRow / static_cast<double>(columns);
     if (cost < least) {
       least = cost;
       best = {0, rows, 0, columns};

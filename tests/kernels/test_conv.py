@@ -26,7 +26,8 @@ OPS = tuple(name + precision for precision in ("", "Bf16") for name in FAMILY)
 WEIGHTS = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
 GROUPS = {1: 1, 3: 3, 16: 4, 31: 31, 33: 11, 96: 32, 160: 32, 512: 32}
 
-# batch, in, out, height, width, kernel: channels and pixels beside the tiles' sizes; images in several tiles.
+# batch, in, out, height, width, kernel: channels and pixels beside the tiles' sizes; images in several tiles, cut between rows,
+# and the last between columns.
 SIZES = [
     (1, 1, 1, 1, 1, 1),
     (1, 1, 1, 1, 1, 3),
@@ -37,6 +38,7 @@ SIZES = [
     (1, 160, 13, 40, 75, 3),
     (1, 512, 50, 9, 33, 3),
     (2, 3, 6, 64, 130, 3),
+    (1, 512, 5, 7, 200, 3),
 ]
 
 
