@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +16,13 @@ from vitrify.bench.compare import Margins
 from vitrify.bench.export_growth import GROWTH_CASES
 from vitrify.bench.jobs import available_cpus
 from vitrify.bench.op_cases import OP_CASES
-from vitrify.bench.peers.registry import OURS, PEERS
+from vitrify.bench.peers.registry import PEERS, is_ours
 from vitrify.engine.errors import ParityError, VitrifyError
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from vitrify.bench.results import RunResult
 
 __all__ = ["bench"]
 
@@ -54,6 +58,13 @@ def bench() -> None:
 @click.option("--artifact", type=_FOLDER, help="Measure this artifact instead of the cases; needs --source.")
 @click.option("--source", type=_FOLDER, help="The diffusers folder that --artifact was compiled from: what the peers run.")
 @click.option("--prompt", "prompts", multiple=True, help="Of the artifact's pictures; may be repeated.")
+@click.option(
+    "--base-python",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False, executable=True),
+    help="The interpreter whose vitrify to compare with, in the same rounds; needs --json and --base-json.",
+)
+@click.option("--base-artifact", type=_FOLDER, help="The artifact to compare --artifact with; needs --json and --base-json.")
+@click.option("--base-json", "base_file", type=_PATH, help="Write what is compared with to this file, as `compare`'s BASE.")
 @click.option("--peer", "peers", type=click.Choice(_PEER_NAMES), multiple=True, help="Default: all; may be repeated.")
 @click.option(
     "--step-cache",
@@ -69,9 +80,9 @@ def bench() -> None:
     type=click.FloatRange(0, 1, min_open=True),
     default=_SPREAD,
     show_default=True,
-    help="More rounds until ours ÷ anchor is known to ± this share.",
+    help="More rounds until ours ÷ base, or without one ours ÷ anchor, is known to ± this share.",
 )
-@click.option("--most", type=click.IntRange(2), default=40, show_default=True, help="Rounds at most.")
+@click.option("--most", type=click.IntRange(2), default=100, show_default=True, help="Rounds at most.")
 @click.option(
     "--runs", type=click.IntRange(0), default=5, show_default=True, help="Whole requests for the runtime's loop; 0: none."
 )
@@ -87,6 +98,9 @@ def run(
     artifact: Path | None,
     source: Path | None,
     prompts: tuple[str, ...],
+    base_python: Path | None,
+    base_artifact: Path | None,
+    base_file: Path | None,
     peers: tuple[str, ...],
     caches: tuple[str, ...],
     rounds: int,
@@ -104,7 +118,9 @@ def run(
     """Time steps and whole pictures: ours, and its peers in the same run, in turns.
 
     With --artifact and --source it measures a model of your own, in CI for instance: `run --json` then `compare`.
+    With --base-python, --base-artifact or both it measures in the same rounds what ours is to be compared with.
     """
+    from vitrify.bench.beside import Base, check_same_cases, installed
     from vitrify.bench.document import Document, write_document
     from vitrify.bench.machine import this_machine
     from vitrify.bench.measure import Pace
@@ -121,11 +137,31 @@ def run(
         raise click.UsageError("--case names one of vitrify's own cases; leave it out with --artifact")
     if prompts and artifact is None:
         raise click.UsageError("--prompt acts with --artifact alone; the cases have prompts of their own")
+    if base_artifact is not None and artifact is None:
+        raise click.UsageError("--base-artifact acts with --artifact alone")
+    has_base = base_python is not None or base_artifact is not None
+    if has_base and not prepare_only and (base_file is None or json_file is None):
+        raise click.UsageError("a base is there for `compare`: name both documents, --base-json and --json")
+    if base_file is not None and json_file is not None and base_file.absolute() == json_file.absolute():
+        raise click.UsageError("--json and --base-json name the same file")
+    if base_file is not None and not has_base:
+        raise click.UsageError("--base-json needs a base: --base-python, --base-artifact or both")
     chosen = [CASES[name] for name in cases or CASES]
-    given = None
+    given = base = None
     if artifact is not None and source is not None:
         given = GivenModel(artifact.resolve(), source.resolve())
         chosen = list(artifact_cases(given.artifact, prompts or _PROMPTS))
+    base_vitrify = None
+    if has_base:
+        # Not resolved: an environment's interpreter is a link, and where it leads to has no packages.
+        python = sys.executable if base_python is None else str(base_python.absolute())
+        base = Base(python)
+        if given is not None and base_artifact is not None:
+            check_same_cases(given.artifact, base_artifact.resolve())
+            base = Base(python, GivenModel(base_artifact.resolve(), given.source))
+        base_vitrify = installed(python, compiles=given is None)
+        same = base_vitrify.digest == installed(compiles=False).digest
+        _report(f"the base is the vitrify of {base_vitrify.folder}{', the same code as this one' if same else ''}")
     plan = Plan(
         peers=peers or _PEER_NAMES,
         caches=caches,
@@ -137,19 +173,31 @@ def run(
         limits=limits,
     )
     if prepare_only:
-        prepare_cases(chosen, plan, given=given, progress=_report)
+        prepare_cases(chosen, plan, given=given, base=base, progress=_report)
         return
-    found = Document.of_today(this_machine(), run_cases(chosen, plan, given=given, progress=_report))
+    run_id = uuid.uuid4().hex
+    measured, of_base = run_cases(chosen, plan, given=given, base=base, progress=_report)
+    found = Document.of_today(this_machine(), measured, run_id)
     _print(table for case in found.run.cases for table in case_tables(case, found.run.limits))
     if json_file is not None:
         write_document(json_file, found)
+    if base_file is not None and of_base is not None and base_vitrify is not None:
+        write_document(base_file, Document.of_today(base_vitrify.machine, of_base, run_id, is_base=True))
     if html_file is not None:
         write_page(html_file, found)
-    for said in (f"{case.name}: {name}" for case in found.run.cases for name in case.wrong):
+    for said in _wrong(measured):
         _report(f"wrong, so without a number: {said}")
-    ours = [f"{case.name}: {name}" for case in found.run.cases for name in case.wrong if name.startswith(OURS)]
-    if ours:
+    if of_base is not None:
+        # No error: a change that mends what was wrong is to pass.
+        for said in _wrong(of_base, ours=True):
+            _report(f"the base is wrong there, so its time is not compared: {said}")
+    if ours := _wrong(measured, ours=True):
         raise ParityError(f"ours failed its correctness check: {', '.join(ours)}")
+
+
+def _wrong(measured: RunResult, *, ours: bool = False) -> list[str]:
+    """Who failed its check, with its case. ours: of ours alone."""
+    return [f"{case.name}: {name}" for case in measured.cases for name in case.wrong if is_ours(name) or not ours]
 
 
 @bench.command()
@@ -160,19 +208,22 @@ def run(
     type=click.FloatRange(0, min_open=True),
     default=Margins().time,
     show_default=True,
-    help="Of a step's ours ÷ anchor.",
+    help="Of a step: ours ÷ base measured in one run, else how ours ÷ anchor changed.",
 )
 @click.option(
     "--picture-margin",
     type=click.FloatRange(0, min_open=True),
     default=Margins().picture_time,
     show_default=True,
-    help="Of whole pictures' ours ÷ anchor.",
+    help="The same of whole pictures.",
 )
 @click.option("--across-machines", is_flag=True, help="Compare although the processor is another: its ratios are not the same.")
 @click.option("--all", "everything", is_flag=True, help="Show what passed too.")
 def compare(base: Path, new: Path, margin: float, picture_margin: float, across_machines: bool, everything: bool) -> None:
-    """Hold the run NEW against the run BASE: exit code 1 if anything got worse or is missing."""
+    """Hold the run NEW against the run BASE: exit code 1 if anything got worse or is missing.
+
+    Times are known best where both are of one run: `run --base-python … --base-json BASE --json NEW`.
+    """
     from vitrify.bench.compare import compare as judge
     from vitrify.bench.document import read_document
     from vitrify.bench.report import verdict_table

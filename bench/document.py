@@ -16,22 +16,27 @@ from vitrify.engine.specs import expect, expect_map
 
 __all__ = ["FORMAT", "Document", "document", "read_document", "write_document", "write_json"]
 
-FORMAT = 2
+FORMAT = 3
 Kind = Literal["run", "export", "startup", "ops", "skips", "components"]
 
 
 @dataclass(frozen=True)
 class Document:
-    """A run as it was written. date: the day, UTC."""
+    """A run as it was written. date: the day, UTC.
+
+    run_id: two documents that have it in common were measured in the same rounds. is_base: as the base of the other.
+    """
 
     date: str
     machine: Machine
     run: RunResult
+    run_id: str
+    is_base: bool = False
 
     @classmethod
-    def of_today(cls, machine: Machine, run: RunResult) -> Self:
+    def of_today(cls, machine: Machine, run: RunResult, run_id: str, *, is_base: bool = False) -> Self:
         """A run that was just measured."""
-        return cls(_today(), machine, run)
+        return cls(_today(), machine, run, run_id, is_base)
 
 
 def document(kind: Kind, machine: Machine, results: Any) -> dict[str, Any]:
@@ -52,7 +57,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_document(path: Path, found: Document) -> None:
     """Write a run so that `read_document` gives it back."""
-    write_json(path, {**document("run", found.machine, found.run.to_json()), "date": found.date})
+    kept = {"date": found.date, "run_id": found.run_id, "is_base": found.is_base}
+    write_json(path, {**document("run", found.machine, found.run.to_json()), **kept})
 
 
 def read_document(path: Path) -> Document:
@@ -63,12 +69,17 @@ def read_document(path: Path) -> Document:
         raise SpecError(f"{path}: {error.strerror}; write it by vitrify bench run --json {path}") from None
     except ValueError as error:
         raise SpecError(f"{path}: not JSON: {error}") from None
-    fields = expect_map(content, str(path), ("format", "kind", "date", "machine", "results"))
-    if (fields["format"], fields["kind"]) != (FORMAT, "run"):
+    fields = expect_map(content, str(path))
+    if (fields.get("format"), fields.get("kind")) != (FORMAT, "run"):
         raise SpecError(
-            f"{path}: got a {fields['kind']} document of format {fields['format']}, expected a run of format {FORMAT}; "
+            f"{path}: got a {fields.get('kind')} document of format {fields.get('format')}, expected a run of format {FORMAT}; "
             "measure it again with this version"
         )
-    date = expect(fields["date"], str, f"{path}: date")
-    machine = Machine.from_json(fields["machine"], f"{path}: machine")
-    return Document(date, machine, RunResult.from_json(fields["results"], f"{path}: results"))
+    fields = expect_map(content, str(path), ("format", "kind", "date", "machine", "results", "run_id", "is_base"))
+    return Document(
+        date=expect(fields["date"], str, f"{path}: date"),
+        machine=Machine.from_json(fields["machine"], f"{path}: machine"),
+        run=RunResult.from_json(fields["results"], f"{path}: results"),
+        run_id=expect(fields["run_id"], str, f"{path}: run_id"),
+        is_base=expect(fields["is_base"], bool, f"{path}: is_base"),
+    )

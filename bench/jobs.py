@@ -12,7 +12,7 @@ from typing import Any
 
 from vitrify.engine.errors import BackendError
 
-__all__ = ["available_cpus", "job_environment", "run_job", "tail"]
+__all__ = ["available_cpus", "job_environment", "run_code", "run_job", "tail"]
 
 _TAIL_CHARACTERS = 2000
 
@@ -34,12 +34,20 @@ def job_environment(threads: int) -> dict[str, str]:
     }
 
 
-def run_job(module: str, arguments: Mapping[str, Any], *, threads: int) -> dict[str, Any]:
+def run_job(module: str, arguments: Mapping[str, Any], *, threads: int, python: str = sys.executable) -> dict[str, Any]:
     """Run `python -m module ARGUMENTS-AS-JSON`; its last line on standard output is the answer, a JSON object.
 
-    Raises BackendError with the end of what it said when it fails.
+    python: the interpreter. Raises BackendError with the end of what it said when it fails.
     """
-    command = [sys.executable, "-m", module, json.dumps(dict(arguments))]
+    return _answer(module, [python, "-m", module, json.dumps(dict(arguments))], threads)
+
+
+def run_code(code: str, *, threads: int, python: str = sys.executable) -> dict[str, Any]:
+    """Run `python -c code`; answer and error as those of `run_job`."""
+    return _answer(python, [python, "-c", code], threads)
+
+
+def _answer(name: str, command: list[str], threads: int) -> dict[str, Any]:
     with tempfile.TemporaryFile("w+") as errors:
         done = subprocess.run(
             command,
@@ -54,7 +62,7 @@ def run_job(module: str, arguments: Mapping[str, Any], *, threads: int) -> dict[
         said = errors.read()
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0 or not lines:
-        raise BackendError(f"{module} ended with exit code {done.returncode}: {tail(said)}")
+        raise BackendError(f"{name} ended with exit code {done.returncode}: {tail(said)}")
     answer: dict[str, Any] = json.loads(lines[-1])
     return answer
 

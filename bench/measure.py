@@ -175,21 +175,21 @@ def ratio_change(base: tuple[Sequence[float], Sequence[float]], new: tuple[Seque
 
 @dataclass(frozen=True)
 class Pace:
-    """How long to measure: at least `rounds`, then until the ratio to the anchor is known to ± `spread`, at most `most` rounds.
+    """How long to measure: at least `rounds`, then until ours ÷ another is known to ± `spread`, at most `most` rounds.
 
-    spread: half the 95 % interval of ours ÷ anchor, in units of it; None: exactly `rounds`.
+    spread: half the 95 % interval of that ratio, in units of it; None: exactly `rounds`.
     """
 
     rounds: int
     spread: float | None = None
     most: int = 60
 
-    def more(self, ours: Sequence[float], anchor: Sequence[float]) -> int:
+    def more(self, ours: Sequence[float], other: Sequence[float]) -> int:
         """Rounds to do next, given the seconds of those done; 0 when it is enough."""
-        done = max(len(ours), len(anchor))
+        done = max(len(ours), len(other))
         if done == 0:
             return self.rounds
-        if self.spread is None or not ours or not anchor or done >= self.most:
+        if self.spread is None or not ours or not other or done >= self.most:
             return 0
-        known = summarise(ratios(ours, anchor)).spread <= self.spread
+        known = summarise(ratios(ours, other)).spread <= self.spread
         return 0 if known else min(max(2, self.rounds // 2), self.most - done)

@@ -10,7 +10,7 @@ from pathlib import Path
 from vitrify.bench.document import Document
 from vitrify.bench.measure import Summary
 from vitrify.bench.pairs import pairs
-from vitrify.bench.peers.registry import OURS
+from vitrify.bench.peers.registry import OURS, is_ours
 from vitrify.bench.report import limit_text
 from vitrify.bench.results import CaseResult
 
@@ -124,7 +124,7 @@ def _plot(title: str, bars: Mapping[str, Summary]) -> str:
     for row, (name, bar) in enumerate(sorted(bars.items(), key=lambda one: one[1].median)):
         top, middle = row * _ROW_PX + 5, row * _ROW_PX + _ROW_PX // 2
         end, low, high = (_LABEL_PX + _PLOT_PX * value / longest for value in (bar.median, bar.low, bar.high))
-        color = _OURS_COLOR if name.startswith(OURS) else _PEER_COLOR
+        color = _OURS_COLOR if is_ours(name) else _PEER_COLOR
         shapes += [
             f'<text x="{_LABEL_PX - 10}" y="{middle + 4}" text-anchor="end">{escape(name)}</text>',
             f'<rect x="{_LABEL_PX}" y="{top}" width="{end - _LABEL_PX:.1f}" height="{_ROW_PX - 10}" fill="{color}"/>',

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vitrify.bench.measure import Summary
-from vitrify.bench.peers.registry import OURS, PEERS, in_precision
+from vitrify.bench.peers.registry import OURS, PEERS, in_precision, is_ours
 from vitrify.bench.results import CaseResult
 
 __all__ = ["Pair", "pairs"]
@@ -27,7 +27,7 @@ def pairs(case: CaseResult) -> Iterator[Pair]:
     """Every measured peer in less than float32 beside ours, where that was measured too."""
     for name, peer in case.peers.items():
         spec = PEERS[case.kind].get(name)
-        if spec is None or name.startswith(OURS):
+        if spec is None or is_ours(name):
             continue
         ours = in_precision(spec.precision)
         if ours != OURS and ours in case.peers:

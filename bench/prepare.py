@@ -49,12 +49,20 @@ class GivenModel:
 
 
 def prepare(
-    one: Case, cache: Path, sample: Path, *, builds: Iterable[str], threads: int, given: GivenModel | None = None
+    one: Case,
+    cache: Path,
+    sample: Path,
+    *,
+    builds: Iterable[str],
+    threads: int,
+    given: GivenModel | None = None,
+    python: str = sys.executable,
 ) -> Prepared:
     """Build what is missing for case `one` in a subprocess, so that no exporter's memory or threads stay in the caller's.
 
     cache: folder that keeps what was built. sample: the sample pipeline's folder. builds: kinds of BUILDS.
-    given: takes the place of the case's own source and artifact. Raises BackendError with what the process said.
+    given: takes the place of the case's own source and artifact. python: the interpreter whose vitrify builds.
+    Raises BackendError with what the process said.
     """
     arguments = {
         "case": to_json(one),
@@ -63,7 +71,7 @@ def prepare(
         "builds": list(dict.fromkeys(builds)),
         "given": None if given is None else {"artifact": str(given.artifact), "source": str(given.source)},
     }
-    return Prepared.from_json(run_job("vitrify.bench.prepare", arguments, threads=threads))
+    return Prepared.from_json(run_job("vitrify.bench.prepare", arguments, threads=threads, python=python))
 
 
 def _prepare_here(one: Case, cache: Path, sample: Path, builds: Iterable[str], given: GivenModel | None) -> Prepared:

@@ -13,7 +13,7 @@ from vitrify.bench.measure import Pace, Timing, interleave, rest, summarise
 from vitrify.bench.peers.client import PeerClient
 from vitrify.bench.peers.ours import CONDITION
 from vitrify.bench.peers.peer import STEP
-from vitrify.bench.peers.registry import ANCHORS, OURS, REFERENCE
+from vitrify.bench.peers.registry import ANCHORS, OURS, REFERENCE, base_of
 from vitrify.bench.picture_inputs import PictureInputs, draw_picture_inputs
 from vitrify.bench.pictures import to_png
 from vitrify.bench.results import CaseResult, Check, PeerResult
@@ -27,7 +27,8 @@ OUTSIDE = "outside plan.run()"
 _SPREAD = "condition, per step"
 _SEED = 11
 _LEAST_MOVE = 1e-2
-_VISIT_S = 0.25
+# The machine's other users come and go within some hundred milliseconds: many short visits tell more than few long ones.
+_VISIT_S = 0.02
 _MOST_CALLS = 50
 
 
@@ -44,7 +45,8 @@ def measure_case(
 ) -> CaseResult:
     """Check, then count, then time.
 
-    clients: opened peers by name, the reference among them. tolerances: a peer's relative error at most.
+    clients: opened peers by name, the reference among them; the base of one of ours belongs next to it.
+    tolerances: a peer's relative error at most.
     timed_peers: those that get numbers if they are right; None: all.
     Raises ParityError if the reference does not notice another input: such a check could not fail.
     """
@@ -137,8 +139,13 @@ def _numbers(answer: Array) -> Array:
 def measure_peers(
     case: Case, clients: Mapping[str, PeerClient], pace: Pace, settle: Callable[[], None] = rest
 ) -> dict[str, PeerResult]:
-    """Let the peers take turns, in rounds; a visit is one call to warm up and then as many as fill its time."""
+    """Let the peers take turns, in rounds; a visit is one call to warm up and then as many as fill its time.
+
+    Rounds go on until each of ours is known in units of its base as `pace` wants it; without a base, ours in units of the anchor.
+    """
     counts = {name: _calls_a_visit(case, client) for name, client in clients.items()}
+    # A median of fewer values leans another way where their scatter is lopsided.
+    counts |= {base_of(name): count for name, count in counts.items() if base_of(name) in counts}
 
     def visit(name: str, number: int) -> dict[str, Timing]:
         client = clients[name]
@@ -146,13 +153,14 @@ def measure_peers(
         index = None if case.kind == STEP else number % len(case.prompts)
         client.time(case.kind, 1, index)
         timings: dict[str, Timing] = {case.kind: client.time(case.kind, counts[name], index)}
-        if name == OURS and case.kind == STEP:
+        if name in (OURS, base_of(OURS)) and case.kind == STEP:
             timings[CONDITION] = client.time(CONDITION, 1)
         return timings
 
     rounds: dict[str, list[float]] = {name: [] for name in clients}
     parts: dict[str, list[dict[str, float]]] = {name: [] for name in clients}
-    while (more := pace.more(rounds.get(OURS, []), rounds.get(ANCHORS[case.kind], []))) and clients:
+    judged = [(name, base_of(name)) for name in clients if base_of(name) in clients] or [(OURS, ANCHORS[case.kind])]
+    while more := max(pace.more(rounds.get(ours, []), rounds.get(other, [])) for ours, other in judged) if clients else 0:
         visits = interleave(tuple(clients), more, visit, first=len(next(iter(rounds.values()))), settle=settle)
         for name, of_peer in visits.items():
             for both in of_peer:

@@ -52,16 +52,16 @@ class PeerClient(Protocol):
 class PeerProcess:
     """A peer in a subprocess. Raises BackendError, with the end of what it said, when it fails, dies or does not answer.
 
-    scratch: folder for arrays on their way.
+    scratch: folder for arrays on their way. python: the interpreter whose vitrify the peer is.
     """
 
-    def __init__(self, spec: PeerSpec, prepared: Prepared, scratch: Path, *, threads: int) -> None:
+    def __init__(self, spec: PeerSpec, prepared: Prepared, scratch: Path, *, threads: int, python: str = sys.executable) -> None:
         self._name = spec.name
         self._scratch = scratch
         arguments: Mapping[str, Any] = {**prepared.to_json(), **spec.options, "threads": threads}
         self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "vitrify.bench.peers.worker", json.dumps({"factory": spec.factory, "arguments": arguments})],
+            [python, "-m", "vitrify.bench.peers.worker", json.dumps({"factory": spec.factory, "arguments": arguments})],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -21,8 +21,11 @@ __all__ = [
     "PeerSpec",
     "Precision",
     "absence",
+    "base_of",
     "cached_peer",
     "in_precision",
+    "is_base",
+    "is_ours",
     "peer_specs",
 ]
 
@@ -49,6 +52,7 @@ class PeerSpec:
 
 
 OURS = "vitrify"
+_BASE = "base "
 REFERENCE = "eager-fp32"
 
 ANCHORS: Mapping[Kind, str] = {"step": "plain-ort", "picture": REFERENCE}
@@ -197,6 +201,21 @@ PICTURE_PEERS: Mapping[str, PeerSpec] = {
 """Those that draw whole pictures."""
 
 PEERS: Mapping[Kind, Mapping[str, PeerSpec]] = {"step": STEP_PEERS, "picture": PICTURE_PEERS}
+
+
+def is_ours(name: str) -> bool:
+    """Whether this is ours, in whatever precision and under whatever cache."""
+    return name.startswith(OURS)
+
+
+def base_of(name: str) -> str:
+    """The name of what one of ours is held against in the same rounds; see vitrify.bench.beside."""
+    return _BASE + name
+
+
+def is_base(name: str) -> bool:
+    """Whether this is the base of one of ours."""
+    return name.startswith(_BASE)
 
 
 def in_precision(precision: Precision) -> str:

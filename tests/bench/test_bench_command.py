@@ -23,6 +23,7 @@ SAMPLE = str(ROOT / "examples" / "emoji_flux")
     ("command", "option"),
     [
         ("run", "--threads"),
+        ("run", "--base-python"),
         ("export", "--json"),
         ("startup", "--json"),
         ("ops", "--level"),
@@ -59,6 +60,11 @@ def test_unknown_names_are_refused_with_the_known_ones(arguments: list[str], kno
         (["--artifact", SAMPLE], "--source"),
         (["--artifact", SAMPLE, "--source", SAMPLE, "--case", "sample"], "--case"),
         (["--prompt", "red apple"], "--artifact"),
+        (["--base-artifact", SAMPLE], "--artifact alone"),
+        (["--base-python", sys.executable], "--base-json"),
+        (["--base-python", sys.executable, "--base-json", "base.json"], "--json"),
+        (["--base-json", "base.json"], "--base-python"),
+        (["--base-python", sys.executable, "--base-json", "x.json", "--json", "x.json"], "the same file"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(arguments: list[str], said: str) -> None:
@@ -71,6 +77,19 @@ def test_another_folder_than_the_sample_is_refused_by_name(tmp_path: Path) -> No
     result = CliRunner().invoke(bench, ["startup", "--case", "sample", "--sample", str(tmp_path), "--cache", str(tmp_path / "c")])
     assert isinstance(result.exception, BackendError)
     assert "--sample" in str(result.exception)
+
+
+def test_a_base_without_vitrify_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'No module named vitrify' >&2\nexit 1\n")
+    python.chmod(0o755)
+    files = ["--json", str(tmp_path / "new.json"), "--base-json", str(tmp_path / "base.json")]
+    arguments = ["run", "--base-python", str(python), *files, "--sample", str(tmp_path), "--cache", str(tmp_path / "c")]
+    result = CliRunner().invoke(bench, arguments)
+    assert isinstance(result.exception, BackendError)
+    assert f"{python} must have vitrify with the extras cpu and export" in str(result.exception)
+    assert "No module named vitrify" in str(result.exception)
+    assert not (tmp_path / "c").exists()
 
 
 def test_listing_commands_imports_no_peer() -> None:
@@ -123,6 +142,29 @@ def test_a_run_on_the_sample(tmp_path: Path) -> None:
     text = out.read_text()
     assert str(tmp_path) not in text
     assert str(ROOT) not in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_beside_its_base(tmp_path: Path) -> None:
+    base, new = tmp_path / "base.json", tmp_path / "new.json"
+    folders = ["--sample", SAMPLE, "--cache", str(tmp_path / "cache")]
+    rounds = ["--rounds", "10", "--most", "10", "--runs", "0", "--no-limits"]
+    arguments = ["run", "--case", "sample", "--peer", "vitrify", *rounds, *folders, "--json", str(new)]
+    arguments += ["--base-python", sys.executable, "--base-json", str(base)]
+    assert CliRunner().invoke(bench, arguments, catch_exceptions=False).exit_code == 0
+    before, after = read_document(base), read_document(new)
+    assert before.run_id == after.run_id
+    assert before.machine == after.machine
+    (old,), (now,) = before.run.cases, after.run.cases
+    assert old.peers.keys() == now.peers.keys() == {"vitrify", "plain-ort"}
+    assert old.peers["vitrify"] != now.peers["vitrify"]
+    assert old.peers["plain-ort"] == now.peers["plain-ort"]
+    assert old.counts == now.counts
+    assert old.counts["vitrify"]["artifact bytes, weights"] > 1e6
+    result = CliRunner().invoke(bench, ["compare", str(base), str(new), "--all", "--margin", "1"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "vitrify ÷" not in result.output
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def measured(seed: int) -> Document:
         counts={"vitrify+cache": {"computed steps": 60, "cache bytes": 4096}},
         pictures={"vitrify": (to_png(PICTURE),), "vitrify+cache": (to_png(PICTURE + 9),), "eager-fp32": (to_png(PICTURE),)},
     )
-    return Document("2026-01-02", MACHINE, RunResult(2, {}, (step, pictures)))
+    return Document("2026-01-02", MACHINE, RunResult(2, {}, (step, pictures)), f"run {seed}")
 
 
 BASE = measured(0)
@@ -70,6 +70,21 @@ def failures(new: Document, base: Document = BASE, **options: bool) -> list[Verd
     return [one for one in compare(base, new, **options) if not one.passed]
 
 
+def times(of: float, *names: str) -> Callable[[CaseResult], CaseResult]:
+    """Those peers' rounds, `of` times as long."""
+
+    def change(case: CaseResult) -> CaseResult:
+        longer = {name: PeerResult(tuple(of * one for one in case.peers[name].rounds)) for name in names}
+        return replace(case, peers={**case.peers, **longer})
+
+    return change
+
+
+def failures_beside(new: Document, base: Document = BASE) -> list[Verdict]:
+    """Of documents of one run."""
+    return failures(replace(new, run_id=base.run_id), replace(base, is_base=True))
+
+
 @pytest.mark.parametrize("seed", range(10, 30))
 def test_noise_alone_passes(seed: int) -> None:
     assert failures(measured(seed)) == []
@@ -77,31 +92,65 @@ def test_noise_alone_passes(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(10, 30))
 def test_ten_per_cent_slower_fails(seed: int) -> None:
-    def slower(case: CaseResult) -> CaseResult:
-        ours = PeerResult(tuple(1.1 * one for one in case.peers["vitrify"].rounds))
-        return replace(case, peers={**case.peers, "vitrify": ours})
-
-    (found,) = failures(changed(measured(seed), 0, slower))
+    (found,) = failures(changed(measured(seed), 0, times(1.1, "vitrify")))
     assert (found.gate, found.what) == ("time", "vitrify ÷ plain-ort")
 
 
 def test_whole_pictures_have_a_margin_of_their_own() -> None:
-    def slower(times: float) -> list[Verdict]:
-        def change(case: CaseResult) -> CaseResult:
-            ours = PeerResult(tuple(times * one for one in case.peers["vitrify+cache"].rounds))
-            return replace(case, peers={**case.peers, "vitrify+cache": ours})
-
-        return failures(changed(measured(10), 1, change))
+    def slower(by: float) -> list[Verdict]:
+        return failures(changed(measured(10), 1, times(by, "vitrify+cache")))
 
     assert slower(1.07) == []
     assert [(one.gate, one.what) for one in slower(1.15)] == [("time", "vitrify+cache ÷ eager-fp32")]
 
 
 def test_a_slower_machine_is_no_regression() -> None:
-    def slower(case: CaseResult) -> CaseResult:
-        return replace(case, peers={name: PeerResult(tuple(3 * s for s in peer.rounds)) for name, peer in case.peers.items()})
+    assert failures(changed(measured(10), 0, times(3, "vitrify", "plain-ort"))) == []
 
-    assert failures(changed(measured(10), 0, slower)) == []
+
+def test_in_one_run_ours_is_held_against_its_base_and_not_by_the_anchor() -> None:
+    base = changed(BASE, 0, times(1.4, "plain-ort"))
+    assert [one.what for one in failures(measured(10), base)] == ["vitrify ÷ plain-ort"]
+    assert failures_beside(measured(10), base) == []
+    (found,) = failures_beside(changed(measured(10), 0, times(1.1, "vitrify")))
+    assert (found.gate, found.what) == ("time", "vitrify")
+    assert found.base == f"{BASE.run.cases[0].peers['vitrify'].time.median * 1e3:.3f} ms"
+    (found,) = failures_beside(changed(measured(10), 1, times(1.15, "vitrify+cache")))
+    assert (found.case, found.what) == ("pictures", "vitrify+cache")
+
+
+def test_in_one_run_rounds_are_paired() -> None:
+    # Half of the rounds the machine is ten times as slow, for both.
+    busy = [10.0 if index % 2 else 1.0 for index in range(12)]
+
+    def uneven(case: CaseResult) -> CaseResult:
+        ours = PeerResult(tuple(a * b for a, b in zip(case.peers["vitrify"].rounds, busy, strict=True)))
+        return replace(case, peers={**case.peers, "vitrify": ours})
+
+    base, new = changed(BASE, 0, uneven), changed(measured(10), 0, uneven)
+    assert failures_beside(new, base) == []
+    assert "too uncertain" in failures(new, base)[0].change
+
+
+def test_documents_of_one_run_must_have_its_rounds() -> None:
+    def fewer(case: CaseResult) -> CaseResult:
+        return replace(case, peers={name: PeerResult(peer.rounds[:5]) for name, peer in case.peers.items()})
+
+    with pytest.raises(SpecError, match="12 rounds in BASE and 5 in NEW"):
+        failures_beside(changed(measured(10), 0, fewer))
+
+
+@pytest.mark.parametrize(("base", "new"), [(False, False), (True, True), (False, True)])
+def test_documents_of_one_run_must_be_the_base_and_what_is_beside_it(base: bool, new: bool) -> None:
+    with pytest.raises(SpecError, match="of one run"):
+        compare(replace(BASE, is_base=base), replace(measured(10), run_id=BASE.run_id, is_base=new))
+
+
+def test_what_a_run_beside_its_base_lacks_fails() -> None:
+    def without(case: CaseResult) -> CaseResult:
+        return replace(case, peers={"plain-ort": case.peers["plain-ort"]})
+
+    assert [(one.gate, one.what) for one in failures_beside(changed(measured(10), 0, without))] == [("time", "vitrify")]
 
 
 def test_a_time_too_uncertain_is_no_number() -> None:
@@ -215,11 +264,7 @@ def test_another_machine_or_another_size_is_not_compared_unless_asked() -> None:
 
 
 def test_the_margin_is_what_was_asked_for() -> None:
-    def slower(case: CaseResult) -> CaseResult:
-        ours = PeerResult(tuple(1.1 * one for one in case.peers["vitrify"].rounds))
-        return replace(case, peers={**case.peers, "vitrify": ours})
-
-    new = changed(measured(10), 0, slower)
+    new = changed(measured(10), 0, times(1.1, "vitrify"))
     assert all(one.passed for one in compare(BASE, new, Margins(time=0.2)))
 
 

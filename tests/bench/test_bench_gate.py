@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from vitrify.bench.beside import apart
 from vitrify.bench.cases import CASES, Case
 from vitrify.bench.compare import Verdict, compare
 from vitrify.bench.document import Document
@@ -18,7 +19,7 @@ from vitrify.bench.jobs import available_cpus
 from vitrify.bench.machine import this_machine
 from vitrify.bench.measure import Pace
 from vitrify.bench.peers.client import PeerProcess
-from vitrify.bench.peers.registry import ANCHORS, OURS, REFERENCE, PeerSpec, cached_peer, peer_specs
+from vitrify.bench.peers.registry import ANCHORS, OURS, REFERENCE, PeerSpec, base_of, cached_peer, peer_specs
 from vitrify.bench.prepare import Prepared, prepare
 from vitrify.bench.results import RunResult
 from vitrify.bench.run_case import measure_case
@@ -28,7 +29,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parents[2]
 TIMES = 10
 THREADS = available_cpus()
-PACE = Pace(6, spread=0.01, most=40)
+STEP_PACE = Pace(20, spread=0.02, most=150)
+PICTURE_PACE = Pace(6, spread=0.02, most=16)
 # Where a count or a picture is to fail, whatever the time.
 SHORT = Pace(2, spread=1.0, most=2)
 
@@ -73,23 +75,30 @@ class Bench:
         self._scratch = scratch
         self._kept = kept
 
-    def run(self, *ours: PeerSpec, pace: Pace = PACE) -> Document:
-        """A run in which `ours` are opened anew."""
+    def run(self, base: Sequence[PeerSpec], new: Sequence[PeerSpec], pace: Pace) -> list[Verdict]:
+        """What fails in a run of `new` beside `base`, all opened anew."""
+        pairs = zip(new, (replace(spec, name=base_of(spec.name)) for spec in base), strict=True)
+        ours = {spec.name: spec for pair in pairs for spec in pair}
         with contextlib.ExitStack() as stack:
             peers = {}
-            for spec in ours:
-                peers[spec.name] = stack.enter_context(PeerProcess(spec, self._prepared, self._scratch, threads=THREADS))
-                peers[spec.name].open()
+            for name, spec in ours.items():
+                peers[name] = stack.enter_context(PeerProcess(spec, self._prepared, self._scratch, threads=THREADS))
+                peers[name].open()
             found = measure_case(
                 self._case,
                 {**peers, **self._kept},
-                {**{spec.name: spec.tolerance for spec in ours}, **dict.fromkeys(self._kept, 1e-4)},
+                {**{name: spec.tolerance for name, spec in ours.items()}, **dict.fromkeys(self._kept, 1e-4)},
                 self._scratch,
                 pace=pace,
                 timed_peers=(*peers, ANCHORS[self._case.kind]),
             )
         assert found.wrong == ()
-        return Document.of_today(this_machine(), RunResult(THREADS, {}, (found,)))
+        after, before = (RunResult(THREADS, {}, (one,)) for one in apart(found))
+        verdicts = compare(
+            Document.of_today(this_machine(), before, "one run", is_base=True),
+            Document.of_today(this_machine(), after, "one run"),
+        )
+        return [verdict for verdict in verdicts if not verdict.passed]
 
 
 @contextlib.contextmanager
@@ -113,48 +122,41 @@ def changed_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
 
 
-def failed(base: Document, new: Document) -> list[Verdict]:
-    return [verdict for verdict in compare(base, new) if not verdict.passed]
-
-
 @pytest.fixture(scope="module")
-def step_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bench, Document]]:
-    """And the base run, whichever of the ten come after it."""
+def step_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with opened(STEP, tmp_path_factory.mktemp("step")) as bench:
-        yield bench, bench.run(peer_specs("step", ())[OURS])
+        yield bench
 
 
 @pytest.fixture(scope="module")
-def picture_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bench, Document]]:
+def picture_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with opened(PICTURES, tmp_path_factory.mktemp("pictures")) as bench:
-        yield bench, bench.run(peer_specs("picture", ())[OURS], cached_peer(MASK))
+        yield bench
 
 
 @pytest.mark.usefixtures("changed_peers")
 @pytest.mark.parametrize("number", range(TIMES))
-def test_a_step_a_tenth_slower_fails_and_the_same_step_passes(step_bench: tuple[Bench, Document], number: int) -> None:  # noqa: ARG001
-    bench, base = step_bench
+def test_a_step_a_tenth_slower_fails_and_the_same_step_passes(step_bench: Bench, number: int) -> None:  # noqa: ARG001
     ours = peer_specs("step", ())[OURS]
-    assert failed(base, bench.run(ours)) == []
-    found = failed(base, bench.run(replace(ours, factory="changed_peers:SlowOp")))
+    assert step_bench.run([ours], [ours], STEP_PACE) == []
+    found = step_bench.run([ours], [replace(ours, factory="changed_peers:SlowOp")], STEP_PACE)
     assert [verdict.gate for verdict in found] == ["time"]
 
 
 @pytest.mark.usefixtures("changed_peers")
 @pytest.mark.parametrize("number", range(TIMES))
 def test_a_lost_cache_hit_and_a_changed_picture_fail_and_the_same_pictures_pass(
-    picture_bench: tuple[Bench, Document],
+    picture_bench: Bench,
     number: int,  # noqa: ARG001
 ) -> None:
-    bench, base = picture_bench
     ours = peer_specs("picture", ())[OURS]
     cached = cached_peer(MASK)
     recomputing = replace(cached_peer(MASK_WITHOUT_A_HIT), name=cached.name)
     redrawn = replace(ours, factory="changed_peers:OtherPicture", tolerance=0.1)
-    assert failed(base, bench.run(ours, cached)) == []
-    lost = failed(base, bench.run(ours, recomputing, pace=SHORT))
+    assert picture_bench.run([ours, cached], [ours, cached], PICTURE_PACE) == []
+    lost = picture_bench.run([ours, cached], [ours, recomputing], SHORT)
     assert f"{cached.name}: computed steps" in {verdict.what for verdict in lost if verdict.gate == "count"}
-    other = failed(base, bench.run(redrawn, cached, pace=SHORT))
+    other = picture_bench.run([ours, cached], [redrawn, cached], SHORT)
     assert {verdict.what for verdict in other if verdict.gate == "picture"} == {
         f"{OURS}, picture {index + 1}" for index in range(len(PICTURES.prompts))
     }

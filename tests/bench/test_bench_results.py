@@ -52,7 +52,7 @@ CASE = CaseResult(
 )
 OTHER = replace(CASE, name="other", kind="picture", peers={}, counts={}, pictures={}, loop=None)
 RUN = RunResult(threads=2, limits={"float32": 3.8e11}, cases=(CASE, OTHER))
-DOCUMENT = Document("2026-01-02", MACHINE, RUN)
+DOCUMENT = Document("2026-01-02", MACHINE, RUN, "a run")
 
 
 def printed(*tables: object) -> str:
@@ -82,12 +82,30 @@ def test_the_document_is_plain_json_and_says_what_it_is(tmp_path: Path) -> None:
     assert content["results"]["cases"][0]["checks"]["eager-bf16"]["worst"] is None
 
 
-@pytest.mark.parametrize(("field", "value"), [("kind", "export"), ("format", 1), ("results", {"threads": 2}), ("results", None)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kind", "export"),
+        ("format", 1),
+        ("results", {"threads": 2}),
+        ("results", None),
+        ("run_id", None),
+        ("is_base", 1),
+        ("other", 1),
+    ],
+)
 def test_a_document_of_another_kind_is_refused(tmp_path: Path, field: str, value: object) -> None:
     path = tmp_path / "run.json"
-    content = {**document("run", MACHINE, RUN.to_json()), field: value}
+    content = {**document("run", MACHINE, RUN.to_json()), "run_id": "a run", "is_base": False, field: value}
     path.write_text(json.dumps(content))
     with pytest.raises(SpecError, match=r"run\.json|results"):
+        read_document(path)
+
+
+def test_a_document_of_an_older_format_is_to_be_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({**document("run", MACHINE, RUN.to_json()), "format": FORMAT - 1}))
+    with pytest.raises(SpecError, match=f"expected a run of format {FORMAT}; measure it again"):
         read_document(path)
 
 

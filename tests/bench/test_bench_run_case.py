@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.bench.fake_peers import TINY, TINY_PICTURES, FakePeer, draw, linear_model
+from vitrify.bench.beside import apart
 from vitrify.bench.inputs import CaseInputs, draw_inputs
 from vitrify.bench.measure import Pace
 from vitrify.bench.picture_inputs import PictureInputs, draw_picture_inputs
@@ -156,6 +157,44 @@ def test_only_those_asked_for_are_timed_but_all_are_checked(tmp_path: Path) -> N
     assert set(result.peers) == set(asked)
     assert set(result.checks) == set(peers)
     assert "step" not in peers["eager-fp32"].asked
+
+
+def with_base(**base: Any) -> dict[str, FakePeer]:
+    ours = {name: FakePeer(seconds=(0.1,), condition_s=0.08) for name in ("vitrify", "base vitrify")}
+    ours["base vitrify"] = FakePeer(**{"seconds": (0.2,), "condition_s": 0.08, "counted": {"calls": 3}, **base})
+    return {**ours, "eager-fp32": FakePeer(), "plain-ort": FakePeer(seconds=(0.4,))}
+
+
+def test_a_base_is_measured_in_the_same_rounds_and_stands_apart(tmp_path: Path) -> None:
+    ours, base = apart(measured(with_base(), tmp_path))
+    others = ["eager-fp32", "plain-ort"]
+    assert list(ours.checks) == list(base.checks) == list(ours.peers) == list(base.peers) == ["vitrify", *others]
+    assert base.peers["vitrify"].time.median == pytest.approx(0.2 + 0.08 / TINY.steps)
+    assert ours.peers["vitrify"].over(base.peers["vitrify"]).median == pytest.approx(0.12 / 0.22)
+    assert all(ours.peers[name] == base.peers[name] for name in others)
+    assert (ours.counts, base.counts) == ({}, {"vitrify": {"calls": 3}})
+
+
+def test_a_base_that_is_wrong_has_no_number_and_ours_keeps_its_own(tmp_path: Path) -> None:
+    ours, base = apart(measured(with_base(model=wrong_model), tmp_path))
+    assert base.wrong == ("vitrify",)
+    assert base.peers == {}
+    assert ours.wrong == ()
+    assert "vitrify" in ours.peers
+
+
+def test_rounds_go_on_until_ours_is_known_beside_its_base(tmp_path: Path) -> None:
+    def rounds(uneven: str) -> int:
+        peers = with_base()
+        # Calls of two lengths in turns, four a round: 3 to find out how many fill a visit, then 2 visits of 1 + 1.
+        peers[uneven].seconds = [0.1, 0.1, 0.1, *(0.1 * (1 + round_ % 2) for round_ in range(10) for _ in range(4))]
+        found = measure_case(
+            TINY, peers, dict.fromkeys(peers, 1e-4), tmp_path, pace=Pace(2, spread=0.01, most=8), settle=lambda: None
+        )
+        return len(found.peers["vitrify"].rounds)
+
+    assert rounds("vitrify") == rounds("base vitrify") == 8
+    assert rounds("plain-ort") == 2
 
 
 def test_pictures_are_checked_kept_and_timed_prompt_by_prompt(tmp_path: Path) -> None:
